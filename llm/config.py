@@ -37,6 +37,7 @@ def load(
     *,
     prog: str,
     choose_model: Callable[[str], Mapping[str, Any]] | None = None,
+    resume_file: Callable[[str], Path] | None = None,
 ) -> Config:
     """Read a task's settings from its defaults, a config file and the command line, in this order.
 
@@ -47,6 +48,7 @@ def load(
         choose_model: for tasks with `--model`: given its value, the fields that it fixes, such as the
             concrete class of the architecture; called before the command line is parsed, so that the
             flags fit the model.
+        resume_file: for tasks with `--resume`: given its value, the run.toml that takes the config file's place.
 
     Returns:
         The settings. A bad flag or `--help` ends the process, as for any command.
@@ -55,14 +57,22 @@ def load(
         ValueError: for a config file with unknown keys, wrong types or of an unknown name.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    table = read_toml(find_preset("runs", name)) if (name := _flag(argv, "config")) else {}
+    name = _flag(argv, "config") or ""
+    table: dict[str, Any] = {}
+    if resume_file and (run := _flag(argv, "resume")):
+        if name:
+            raise ValueError(f"--config {name} and --resume {run} exclude each other; a run has its own settings")
+        name = str(resume_file(run))
+        table = read_toml(Path(name))
+    elif name:
+        table = read_toml(find_preset("runs", name))
     fixed: Mapping[str, Any] = {}
     if choose_model:
         if model := _flag(argv, "model"):
             table = {key: value for key, value in table.items() if key not in ("model", "architecture")}
             table["model"] = model
         fixed = choose_model(table.get("model", _default(config_class, "model")))
-    default = merge(config_class(**fixed), table, where=name or "")
+    default = merge(config_class(**fixed), table, where=name)
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.HelptextFromCommentsOff)
     return tyro.cli(config_class, prog=prog, args=argv, default=default, config=options)
 

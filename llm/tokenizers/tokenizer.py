@@ -88,6 +88,12 @@ class Tokenizer:
         return table
 
     @property
+    def byte_counts(self) -> list[int]:
+        """How many bytes of text each id stands for; 0 for control tokens."""
+        control = set(self.special_tokens.values())
+        return [0 if token_id in control else len(token) for token_id, token in enumerate(self.token_bytes)]
+
+    @property
     def unused_ids(self) -> list[int]:
         """Ids that decode to nothing; generation never samples them."""
         return [token_id for token_id, token in enumerate(self.token_bytes) if not token]

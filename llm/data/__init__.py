@@ -1,0 +1,1 @@
+"""File -> record -> dataset -> batch. Read `corpus.py`, `tokenfile.py`, `datasets.py`, `plan.py`, `loader.py`."""
