@@ -1,5 +1,6 @@
 """Train a language model on text, from nothing or from the weights of another."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from llm.models.config import ModelConfig, QwenConfig, model_preset, preset_tabl
 from llm.tasks import entry
 from llm.train.config import TrainConfig
 from llm.train.run import RunConfig, find_run, open_run, record_environment
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,9 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
     from llm.data.corpus import load_corpus
     from llm.data.datasets import TokenWindows
     from llm.models.build import build_model
+    from llm.models.profile import format_bytes, profile_model
     from llm.objectives.language import NextToken
-    from llm.runtime import start
+    from llm.runtime import peak_memory, start
     from llm.train.logger import trackers
     from llm.train.samples import SampleWriter
     from llm.train.trainer import Trainer
@@ -95,6 +99,10 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
     record_environment(folder, hashes={"data": corpus.fingerprint,
                                        "tokenizer": tokenizer.fingerprint if tokenizer else None})
 
+    rows = -(-config.train.batch_size // config.train.accumulate)
+    profile = profile_model(model.config, rows=rows, context=context, precision=world.precision,
+                            device_type=world.device.type, use_checkpointing=config.train.activation_checkpointing)
+    log.info("%s on %s in %s: %s", config.model, world.device, world.precision, profile)
     samples = config.samples
     writer = SampleWriter(samples.sample_prompt, num_tokens=samples.sample_tokens,
                           temperature=samples.sample_temperature)
@@ -112,7 +120,12 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
     )
     if config.run.resume:
         trainer.resume()
-    trainer.fit()
+    memory_before = peak_memory(world.device)
+    state = trainer.fit()
+    speed = state.tokens / max(state.elapsed_s, 1e-9)
+    log.info("%d steps, %s tokens, %.0f s of training: %s tokens/s, %.0f GFLOP/s; memory grew by %s to %s", state.step,
+             f"{state.tokens:,}", state.elapsed_s, f"{speed:,.0f}", speed * profile.flops_per_token / 1e9,
+             format_bytes(peak_memory(world.device) - memory_before), format_bytes(peak_memory(world.device)))
     return trainer.stop_signal
 
 

@@ -18,7 +18,7 @@ class SampleWriter:
 
     Args:
         prompt: what the text begins with; empty: the beginning of a document.
-        num_tokens: how many tokens to write.
+        num_tokens: how many tokens to write; fewer if the model's context ends.
         temperature: of the sampling; the seed is the step, so a resumed run writes the same.
     """
 
@@ -32,10 +32,11 @@ class SampleWriter:
         if tokenizer is None or trainer.folder is None or not isinstance(model, Decoder):
             return
         model.eval()
+        start = start_ids(tokenizer, self.prompt)
+        num_tokens = max(0, min(self.num_tokens, model.config.context_length - len(start)))
         with trainer.world.autocast():
-            [ids] = generate(model, [start_ids(tokenizer, self.prompt)], max_new_tokens=self.num_tokens,
-                             temperature=self.temperature, seed=row["step"], eos_id=tokenizer.eos_id,
-                             unused_ids=tokenizer.unused_ids)
+            [ids] = generate(model, [start], max_new_tokens=num_tokens, temperature=self.temperature, seed=row["step"],
+                             eos_id=tokenizer.eos_id, unused_ids=tokenizer.unused_ids)
         text = self.prompt + tokenizer.decode(token for token in ids if token != tokenizer.eos_id)
         with open(trainer.folder / "samples.txt", "a", encoding="utf-8") as file:
             file.write(f"=== step {row['step']}, {row['split']} loss {row['loss']:.4f}\n{text}\n\n")
