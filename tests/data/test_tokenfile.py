@@ -146,5 +146,6 @@ def test_memory_stays_bounded_over_two_thousand_batches(tmp_path: Path) -> None:
 
 def _anonymous_kib() -> int:
     """Memory of this process that is not backed by a file."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    [line] = [line for line in lines if line.startswith("RssAnon")]
     return int(line.split()[1])
