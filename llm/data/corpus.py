@@ -12,7 +12,7 @@ import numpy as np
 
 from llm.data.config import DataConfig
 from llm.data.records import read_documents, split_documents
-from llm.data.tokenfile import TokenFile, open_token_file, token_dtype
+from llm.data.tokenfile import open_token_file, token_dtype
 from llm.tokenizers.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,21 @@ def load_corpus(config: DataConfig, *, tokenizer: Tokenizer | None = None) -> Co
         ValueError: for missing, empty or unreadable data, and for a tokenizer that does not fit it.
     """
     path = _existing(config.data, "--data")
-    if path.suffix == ".bin":
-        return _from_token_file(path, config, tokenizer)
+    if config.val is not None and _is_token_file(path) != _is_token_file(_existing(config.val, "--val")):
+        raise ValueError(f"--data {path} and --val {config.val}: one is a token file, the other is text; give both as "
+                         "token files (.bin) or both as text")
+    corpus = (_from_token_file if _is_token_file(path) else _from_text)(path, config, tokenizer)
+    for part, tokens in (("training", corpus.train), ("validation", corpus.val)):
+        if len(tokens) < 2:
+            raise ValueError(f"{path} gives {_count(len(tokens), 'token')} for {part}, and one to read and one to "
+                             "predict are the least; give more text, --val FILE or another --val-fraction")
+    return corpus
 
+
+def _from_text(path: Path, config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
+    if config.raw_dtype is not None:
+        raise ValueError(f"--raw-dtype {config.raw_dtype} is for streams of ids, files that end in .bin; {path} is "
+                         "read as text: leave it out, or rename the file")
     documents = read_documents(path, separator=config.document_separator)
     if config.limit is not None:
         if len(documents) == 1:
@@ -63,10 +75,11 @@ def load_corpus(config: DataConfig, *, tokenizer: Tokenizer | None = None) -> Co
         train, val = documents, read_documents(_existing(config.val, "--val"), separator=config.document_separator)
     if tokenizer is None:
         tokenizer = make_tokenizer(config.tokenizer or "byte", train + val)
-    vocab_size = tokenizer.vocab_size
+    elif config.tokenizer:
+        _check_same(config.tokenizer, make_tokenizer(config.tokenizer, train + val), tokenizer)
     log.info("%s: %s, %s characters for training, %s for validation", path, _count(len(documents), "document"),
              f"{sum(map(len, train)):,}", f"{sum(map(len, val)):,}")
-    return Corpus(_encode(train, tokenizer), _encode(val, tokenizer), vocab_size, tokenizer)
+    return Corpus(_encode(train, tokenizer), _encode(val, tokenizer), tokenizer.vocab_size, tokenizer)
 
 
 def make_tokenizer(name: str, documents: list[str]) -> Tokenizer:
@@ -81,16 +94,22 @@ def make_tokenizer(name: str, documents: list[str]) -> Tokenizer:
         return Tokenizer.byte_level()
     if Path(name).exists():
         return Tokenizer.load(name)
-    raise ValueError(f"--tokenizer {name!r} is neither char, byte, nor a folder or tokenizer.json")
+    raise ValueError(f"--tokenizer {name} is neither char nor byte, and there is no such folder or file; "
+                     "name a folder with a tokenizer.json, or the file itself")
 
 
 def _from_token_file(path: Path, config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
     if config.limit is not None:
         raise ValueError(f"--limit counts documents; {path} is a token file: cut it when it is made")
+    if config.tokenizer == "char":
+        raise ValueError(f"--tokenizer char takes its alphabet from a text, and {path} holds ids; name the "
+                         "tokenizer.json that they were made with")
     file = open_token_file(path, raw_dtype=config.raw_dtype)
     beside = path.with_name("tokenizer.json")
-    if tokenizer is None and config.tokenizer:
-        tokenizer = make_tokenizer(config.tokenizer, [])
+    if config.tokenizer:
+        named = make_tokenizer(config.tokenizer, [])
+        _check_same(config.tokenizer, named, tokenizer or named)
+        tokenizer = named
     elif tokenizer is None and beside.is_file():
         tokenizer = Tokenizer.load(beside)
     if config.val is None:
@@ -99,22 +118,28 @@ def _from_token_file(path: Path, config: DataConfig, tokenizer: Tokenizer | None
     else:
         other = open_token_file(_existing(config.val, "--val"), raw_dtype=config.raw_dtype)
         if other.fingerprint != file.fingerprint:
-            raise ValueError(f"--val {config.val} was written with another tokenizer than {path}")
+            raise ValueError(f"--val {config.val} was written with another tokenizer than {path}; write both with one")
         train, val = file.tokens, other.tokens
-    return Corpus(train, val, _vocab_size(path, file, tokenizer), tokenizer)
+    if tokenizer is not None and file.fingerprint not in (None, tokenizer.fingerprint):
+        raise ValueError(f"{path} was written with another tokenizer (sha256 {str(file.fingerprint)[:12]}..., not "
+                         f"{tokenizer.fingerprint[:12]}...); tokenize the text again, or name the right --tokenizer")
+    highest = int(max(train.max(initial=0), val.max(initial=0)))
+    vocab_size = tokenizer.vocab_size if tokenizer is not None else file.vocab_size or highest + 1
+    if highest >= vocab_size:
+        raise ValueError(f"{path} holds id {highest}, but the vocabulary has only {vocab_size} ids; check --tokenizer "
+                         "and --raw-dtype")
+    return Corpus(train, val, vocab_size, tokenizer)
 
 
-def _vocab_size(path: Path, file: TokenFile, tokenizer: Tokenizer | None) -> int:
-    """The vocabulary of a token file, held against the tokenizer it is to be used with."""
-    if tokenizer is not None and file.fingerprint is not None and file.fingerprint != tokenizer.fingerprint:
-        raise ValueError(f"{path} was written with another tokenizer (sha256 {file.fingerprint[:12]}..., not "
-                         f"{tokenizer.fingerprint[:12]}...); tokenize the text again, or leave --tokenizer out")
-    if tokenizer is None:
-        return file.vocab_size if file.vocab_size is not None else int(file.tokens.max()) + 1
-    if int(file.tokens.max()) >= tokenizer.vocab_size:
-        raise ValueError(f"{path} holds id {int(file.tokens.max())}, but the tokenizer has only {tokenizer.vocab_size} "
-                         "ids; check --tokenizer and --raw-dtype")
-    return tokenizer.vocab_size
+def _check_same(name: str, named: Tokenizer, models: Tokenizer) -> None:
+    """The tokenizer that was asked for, held against the one that the model was trained with."""
+    if named.fingerprint != models.fingerprint:
+        raise ValueError(f"--tokenizer {name} is not the tokenizer that the model was trained with, and its ids would "
+                         "mean other text; leave --tokenizer out")
+
+
+def _is_token_file(path: Path) -> bool:
+    return path.suffix.lower() == ".bin" and not path.is_dir()
 
 
 def _encode(documents: list[str], tokenizer: Tokenizer) -> np.ndarray:

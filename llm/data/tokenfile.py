@@ -50,24 +50,27 @@ def write_token_file(path: str | Path, chunks: Iterable[np.ndarray], *, vocab_si
         How many ids were written.
 
     Raises:
-        ValueError: for an id outside the vocabulary.
+        ValueError: for an id outside the vocabulary, or an array that is not of integers.
     """
     path = Path(path)
     dtype = token_dtype(vocab_size)
     count = 0
     unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "wb") as file:
-        file.write(bytes(HEADER.size))
-        for chunk in chunks:
-            if len(chunk) and not (int(chunk.min()) >= 0 and int(chunk.max()) < vocab_size):
-                raise ValueError(f"id {int(chunk.max())} is outside the vocabulary of {vocab_size}")
-            file.write(chunk.astype(dtype.newbyteorder("<")).tobytes())
-            count += len(chunk)
-        file.seek(0)
-        file.write(HEADER.pack(MAGIC, VERSION, dtype.itemsize, vocab_size, count, bytes.fromhex(fingerprint)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(bytes(HEADER.size))
+            for chunk in chunks:
+                _check_ids(chunk, vocab_size)
+                file.write(chunk.astype(dtype.newbyteorder("<")).tobytes())
+                count += len(chunk)
+            file.seek(0)
+            file.write(HEADER.pack(MAGIC, VERSION, dtype.itemsize, vocab_size, count, bytes.fromhex(fingerprint)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
     return count
 
 
@@ -79,7 +82,8 @@ def open_token_file(path: str | Path, *, raw_dtype: str | None = None) -> TokenF
         raw_dtype: "uint16" or "uint32" for a plain stream of ids without a header, as other tools write them.
 
     Raises:
-        ValueError: if the file has no header, is damaged, cut short or empty.
+        ValueError: if the file has no header (or has one although `raw_dtype` says otherwise), is damaged, cut short
+            or empty.
 
     Example:
         >>> import tempfile
@@ -91,22 +95,38 @@ def open_token_file(path: str | Path, *, raw_dtype: str | None = None) -> TokenF
     """
     path = Path(path)
     size = path.stat().st_size
-    if raw_dtype is not None:
-        item = np.dtype(raw_dtype).newbyteorder("<")
-        if size == 0 or size % item.itemsize:
-            raise ValueError(f"{path}: {size} bytes are not a whole number of {raw_dtype} ids; check --raw-dtype")
-        return TokenFile(np.memmap(path, dtype=item, mode="r"), None, None)
+    if size == 0:
+        raise ValueError(f"{path} is empty; write it again")
     with open(path, "rb") as file:
         header = file.read(HEADER.size)
+    if raw_dtype is not None:
+        item = np.dtype(raw_dtype).newbyteorder("<")
+        if header.startswith(MAGIC):
+            raise ValueError(f"{path} is a token file with a header, not a raw stream; leave --raw-dtype out")
+        if size % item.itemsize:
+            raise ValueError(f"{path}: {size} bytes are not a whole number of {raw_dtype} ids; check --raw-dtype")
+        return TokenFile(np.memmap(path, dtype=item, mode="r"), None, None)
     if len(header) < HEADER.size or not header.startswith(MAGIC):
         raise ValueError(f"{path} has no token-file header; for a plain stream of ids give --raw-dtype uint16|uint32")
     _, version, itemsize, vocab_size, count, digest = HEADER.unpack(header)
     if version != VERSION or itemsize not in (2, 4):
-        raise ValueError(f"{path}: version {version}, {itemsize} bytes per id; this program reads version {VERSION}")
+        raise ValueError(f"{path}: version {version}, {itemsize} bytes per id; this program reads version {VERSION} "
+                         "with 2 or 4; write it again")
     if size != HEADER.size + count * itemsize:
         raise ValueError(f"{path} has {size} bytes, but its header promises {count} ids in "
                          f"{HEADER.size + count * itemsize}; it was cut short or damaged, write it again")
     if count == 0:
-        raise ValueError(f"{path} holds no tokens")
+        raise ValueError(f"{path} holds no tokens; write it again from a text that has some")
     tokens = np.memmap(path, dtype="<u2" if itemsize == 2 else "<u4", mode="r", offset=HEADER.size, shape=(count,))
     return TokenFile(tokens, vocab_size, digest.hex())
+
+
+def _check_ids(chunk: np.ndarray, vocab_size: int) -> None:
+    """Refuse what a cast to the file's width would silently turn into other ids."""
+    if not len(chunk):
+        return
+    if not np.issubdtype(chunk.dtype, np.integer):
+        raise ValueError(f"ids of type {chunk.dtype} are not integers; give an array of an integer type")
+    for token_id in (int(chunk.min()), int(chunk.max())):
+        if not 0 <= token_id < vocab_size:
+            raise ValueError(f"id {token_id} is outside the vocabulary of {vocab_size}; check the tokenizer")

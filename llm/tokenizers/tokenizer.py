@@ -35,6 +35,9 @@ class Tokenizer:
     def __init__(
         self, ranks: dict[bytes, int], *, pattern: str, special_tokens: dict[str, int], is_closed: bool = False
     ):
+        ids = [*ranks.values(), *special_tokens.values()]
+        if not ids or len(set(ids)) < len(ids):   # tiktoken would panic, which is no Exception
+            raise ValueError(f"{len(ids)} tokens with {len(set(ids))} different ids; each token needs an id of its own")
         self.ranks = ranks
         self.pattern = pattern
         self.special_tokens = special_tokens
@@ -53,7 +56,9 @@ class Tokenizer:
         if not text:
             raise ValueError("the text is empty; a character tokenizer takes its alphabet from it")
         alphabet = sorted(set(text))
-        ranks = {character.encode("utf-8", "surrogatepass"): place for place, character in enumerate(alphabet)}
+        if halves := [character for character in alphabet if "\ud800" <= character <= "\udfff"]:
+            raise ValueError(f"{halves[0]!r} is half of a surrogate pair and no character; read the text as UTF-8")
+        ranks = {character.encode(): place for place, character in enumerate(alphabet)}
         return cls(ranks, pattern=ONE_CHARACTER, special_tokens={}, is_closed=True)
 
     @classmethod
@@ -177,7 +182,10 @@ class Tokenizer:
             raise ValueError(f"{path} does not exist; a tokenizer is a tokenizer.json or a folder with one") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
-        return cls._from_json(table, path)
+        try:
+            return cls._from_json(table, path)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged, or no tokenizer ({type(error).__name__}: {error})") from error
 
     def _check_alphabet(self, text: str) -> None:
         unknown = sorted(letter for letter in set(text) if letter.encode("utf-8", "surrogatepass") not in self.ranks)
@@ -220,11 +228,12 @@ class Tokenizer:
         special_tokens = {token["content"]: token["id"] for token in table.get("added_tokens", [])}
         if model.get("type") == "BPE" and not model.get("merges") and table.get("normalizer") is None:
             if pre_tokenizer is None and (table.get("decoder") or {}).get("type") == "Fuse":
-                ranks = {text.encode("utf-8", "surrogatepass"): token_id for text, token_id in model["vocab"].items()}
+                ranks = {text.encode(): token_id for text, token_id in model["vocab"].items()}
                 return cls(ranks, pattern=ONE_CHARACTER, special_tokens=special_tokens, is_closed=True)
             if pre_tokenizer and pre_tokenizer.get("type") == "ByteLevel" and not pre_tokenizer.get("use_regex", True):
                 ranks = {_unspell_bytes(text): token_id for text, token_id in model["vocab"].items()}
-                return cls(ranks, pattern=ONE_CHARACTER, special_tokens=special_tokens)
+                if len(ranks) == 256 and all(len(token) == 1 for token in ranks):
+                    return cls(ranks, pattern=ONE_CHARACTER, special_tokens=special_tokens)
         raise ValueError(f"{path}: a tokenizer of this kind cannot be reproduced exactly; characters and bytes can")
 
 
@@ -256,7 +265,7 @@ def _unspell_bytes(text: str) -> bytes:
 
 
 def _spell_characters(token: bytes) -> str:
-    return token.decode("utf-8", "surrogatepass")
+    return token.decode("utf-8")
 
 
 def _write_json(path: Path, table: dict[str, Any]) -> None:
