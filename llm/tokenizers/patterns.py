@@ -24,18 +24,14 @@ import regex
 _GPT2 = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 # As GPT-2, but numbers in groups of at most three digits, contractions in either case, newlines kept with the
-# punctuation before them, and any one symbol (not only a space) taken into the word after it.
+# punctuation before them, and any one symbol (not only a space) taken into the word after it. Also Llama 3's.
 _CL100K = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
-    r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+    r"""|\s*[\r\n]|\s++$|\s+(?!\S)|\s"""
 )
 
-# cl100k as it was first published, and as Llama 3 has it. They part on a text that ends in "\n  ": here the newline is
-# a word, there it is one word with the spaces.
-_LLAMA3 = _CL100K.replace(r"|\s++$|\s*[\r\n]|", r"|\s*[\r\n]|\s++$|")
-
-# As Llama 3 with every digit alone (Qwen 2 to 3).
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# As cl100k with every digit alone (Qwen 2 to 3).
+_QWEN2 = _CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
 
 # As cl100k, and a word also ends where lower case turns to upper case; contractions stay with their word.
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -56,7 +52,6 @@ PATTERNS: dict[str, str] = {
     "gpt2": _GPT2,
     "cl100k": _CL100K,
     "o200k": _O200K,
-    "llama3": _LLAMA3,
     "qwen2": _QWEN2,
     "digits": _DIGITS,
 }

@@ -4,14 +4,14 @@ import regex
 from llm.tokenizers import patterns
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-LLAMA3 = (
+CL100K = (
     rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 PUBLISHED = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "llama3": LLAMA3,
-    "qwen2": LLAMA3.replace("{1,3}", ""),
+    "cl100k": CL100K,
+    "qwen2": CL100K.replace("{1,3}", ""),
 }
 
 
