@@ -13,8 +13,6 @@ id), ids in the order of its byte alphabet. Left out: encoding, which is tiktoke
 (formats.py). Read next: tokenizer.py.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 from collections import Counter, deque

@@ -12,8 +12,6 @@ editions of Unicode: a character assigned last year may be a letter to one and a
 Left out: how a pattern is spelled in a `tokenizer.json` (formats.py). Read next: bpe.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
