@@ -141,14 +141,17 @@ def _halves(token: bytes, tokens: Container[bytes]) -> list[Merge]:
 
 
 def _is_crossed(left: bytes, right: bytes, rank: int, ranks: dict[bytes, int], found: dict[bytes, Merge]) -> bool:
+    """Whether two tokens meet at the border of left and right, and are one token, before left and right are made."""
     before, before_ends = left, rank
     while True:
         after, after_ends = right, rank
         while True:
-            crossing = ranks.get(before + after, rank)
-            # Of equal pairs the leftmost is merged first: hence < on the left side and <= on the right.
-            if crossing < before_ends and crossing <= after_ends:
-                return True
+            if (crossing := ranks.get(before + after)) is not None:
+                made = [ranks[token] for token in (before, after) if token in found]
+                meet = max(crossing, *made) if made else crossing
+                # Of equal pairs the leftmost is merged first: hence < on the left side and <= on the right.
+                if meet < before_ends and meet <= after_ends:
+                    return True
             if after not in found:
                 break
             after, after_ends = found[after][0], ranks[after]

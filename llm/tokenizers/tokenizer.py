@@ -370,15 +370,15 @@ class Tokenizer:
     def _encode_text(self, text: str) -> list[int]:
         if self.vocabulary.is_closed:
             self._check_alphabet(text)
-            return self._encoding.encode_ordinary(text)
+            return self._encoding.encode(text, disallowed_special=())
         if self.vocabulary.is_nfc:
             text = unicodedata.normalize("NFC", text)
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")   # lone surrogates become U+FFFD
         try:
             if len(data := text.encode()) != len(data.translate(None, self._missing_bytes)):
                 return self._encode_words(text)
-            return self._encoding.encode_ordinary(text)
-        except ValueError:   # tiktoken's regular expressions give up on a run of some hundred thousand spaces
+            return self._encoding.encode(text, disallowed_special=())
+        except ValueError:   # tiktoken gives up on a run of some hundred thousand spaces (`encode_ordinary` panics)
             return self._encode_words(text)
 
     def _encode_words(self, text: str) -> list[int]:

@@ -2,17 +2,12 @@ import pytest
 import regex
 
 from llm.tokenizers import patterns
+from llm.tokenizers.formats import PUBLISHED as PUBLISHED_ELSEWHERE
 
-CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-CL100K = (
-    rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-PUBLISHED = {
+PUBLISHED = PUBLISHED_ELSEWHERE | {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "cl100k": CL100K,
-    "qwen2": CL100K.replace("{1,3}", ""),
 }
+
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
