@@ -202,6 +202,8 @@ def learn_merges(words: Mapping[bytes, int], num_merges: int, *, avoid: Collecti
             if current:
                 heapq.heappush(heap, (-current, pair))
             continue
+        # No token is ever made twice, of other parts: while its two ends are borders, what lies between them changes as
+        # if it stood alone, so it is cut the same way wherever it occurs. Only a special token can be in the way.
         left, right = corpus.tokens[pair >> 32], corpus.tokens[pair & 0xFFFFFFFF]
         if avoid and spell(left + right) in avoid:
             continue   # the pair stays two tokens for good

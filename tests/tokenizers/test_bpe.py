@@ -96,7 +96,9 @@ def test_merges_are_those_of_counting_anew_each_time():
         alphabet = b"abcde"[: source.randint(1, 5)]   # few letters: ties, runs and words within words
         drawn = [bytes(source.choices(alphabet, k=source.randint(1, 9))) for _ in range(source.randint(1, 12))]
         words = {word: source.randint(1, 4) for word in drawn}
-        assert bpe.learn_merges(words, 25) == naive_merges(words, 25)
+        merges = bpe.learn_merges(words, 25)
+        assert merges == naive_merges(words, 25)
+        assert len(bpe.ranks(merges)) == 256 + len(merges)   # no token is made twice
         assert bpe.learn_merges(words, 25, avoid=["ab", "aab"]) == naive_merges(words, 25, avoid=["ab", "aab"])
 
 

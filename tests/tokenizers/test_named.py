@@ -45,7 +45,7 @@ def test_ids_that_stand_for_nothing_are_known_and_decode_to_nothing():
 
 
 @needs_cache
-@pytest.mark.parametrize("name", ["gpt2", "cl100k_base"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("cl100k_base", marks=pytest.mark.slow)])
 def test_auto_tokenizer_reads_a_saved_named_vocabulary_with_equal_ids(name, random_text, tmp_path):
     transformers = pytest.importorskip("transformers")
     ours = Tokenizer.named(name)
