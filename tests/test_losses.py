@@ -19,7 +19,8 @@ def test_both_reductions_equal_the_definition() -> None:
     expected = torch.zeros(2, 5, dtype=torch.float64)
     for row, place in (targets != IGNORE_INDEX).nonzero().tolist():
         expected[row, place] = log_p[row, place, targets[row, place]]
-    assert torch.allclose(token_log_likelihood(hidden, weight, targets).double(), expected, atol=3e-6)   # logits near 10
+    likelihood = token_log_likelihood(hidden, weight, targets).double()
+    assert torch.allclose(likelihood, expected, atol=3e-6)   # of logits near 10
     assert torch.allclose(next_token_loss_sum(hidden, weight, targets).double(), -expected.sum(), rtol=1e-6)
 
 

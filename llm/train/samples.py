@@ -48,4 +48,4 @@ def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
         return tokenizer.encode(prompt)
     if tokenizer.eos_id is not None:
         return [tokenizer.eos_id]
-    return [tokenizer.ranks.get(b"\n", 0)]
+    return [tokenizer.vocabulary.ranks.get(b"\n", 0)]
