@@ -241,9 +241,14 @@ def test_a_preset_wins_over_a_folder_of_its_name() -> None:
     assert train("--data", "a.txt", "--out", "run") == 0
 
 
-def test_the_command_shows_its_folder_last_and_errors_in_one_line() -> None:
+@pytest.mark.slow
+def test_the_last_line_of_the_output_is_the_run_folder() -> None:
     good = command("-m", "llm.tasks.pretrain", *TINY, *SHORT, "--data", "a.txt", "--out", "run 一")
     assert (good.returncode, good.stdout.splitlines()[-1]) == (0, "run 一"), good.stderr
+    assert "Traceback" not in good.stderr
+
+
+def test_an_error_is_one_line_and_status_1() -> None:
     bad = command("-m", "llm.tasks.pretrain")
     assert (bad.returncode, bad.stdout) == (1, "")
     assert bad.stderr == "error: --data is missing; name a text file, a folder of them or a token file\n"
