@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llm.config import load
+from llm.config import load, preset_names
 from llm.data.config import DataConfig
 from llm.models.config import ModelConfig, QwenConfig, model_preset, preset_table
 from llm.tasks import entry
 from llm.train.config import TrainConfig
-from llm.train.run import RunConfig, find_run, open_run, record_environment
+from llm.train.run import RunConfig, find_run, keep_settings, open_run, record_environment
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,11 @@ class SampleConfig:
     """Their length in tokens; 0 writes none."""
     sample_temperature: float = 0.8
     """Their temperature."""
+
+    def __post_init__(self) -> None:
+        for name in ("sample_tokens", "sample_temperature"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class PretrainConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     config = load(PretrainConfig, argv, prog="python -m llm.tasks.pretrain", choose_model=choose_model,
                   resume_file=lambda name: find_run("pretrain", name) / "run.toml")
-    with open_run("pretrain", config.run, config) as folder:
+    with open_run("pretrain", config.run) as folder:
         stop_signal = pretrain(config, folder)
     print(folder)
     return 128 + stop_signal if stop_signal else 0
@@ -57,11 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def choose_model(name: str) -> Mapping[str, Any]:
     """What `--model` fixes: the architecture of a preset or of a folder."""
-    if Path(name).is_dir():
+    if is_folder(name):
         from llm.checkpoint import find_checkpoint, read_config
 
         return {"architecture": read_config(find_checkpoint(name))}
     return {"architecture": model_preset(name)}
+
+
+def is_folder(name: str) -> bool:
+    """Whether `--model` names weights to go on from. A preset wins over a folder of its name, as ./NAME shows."""
+    return name not in preset_names("models") and Path(name).is_dir()
 
 
 def pretrain(config: PretrainConfig, folder: Path) -> int | None:
@@ -80,11 +90,16 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
     from llm.train.trainer import Trainer
 
     world = start(device=config.train.device, precision=config.train.precision, threads=config.train.threads)
-    if Path(config.model).is_dir():
+    if is_folder(config.model):
         if choose_model(config.model)["architecture"] != config.architecture:
             raise ValueError(f"--model {config.model} brings its own architecture; leave the architecture's flags out")
         model, tokenizer = load_model(config.model, dropout=config.train.dropout)
+        if tokenizer is None and not config.data.tokenizer and Path(config.data.data).suffix != ".bin":
+            raise ValueError(f"--model {config.model} has no tokenizer.json; name its --tokenizer")
         corpus = load_corpus(config.data, tokenizer=tokenizer)
+        if corpus.vocab_size > model.config.vocab_size:
+            raise ValueError(f"the tokenizer has {corpus.vocab_size} ids, but --model {config.model} knows only "
+                             f"{model.config.vocab_size}; use the tokenizer that it was trained with")
         context = config.data.context or model.config.context_length
         if context > model.config.context_length:
             raise ValueError(f"--context {context} exceeds the model's context_length={model.config.context_length}")
@@ -104,6 +119,11 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
                             device_type=world.device.type, use_checkpointing=config.train.activation_checkpointing)
     log.info("%s on %s in %s: %s", config.model, world.device, world.precision, profile)
     samples = config.samples
+    if tokenizer and samples.sample_tokens:
+        try:
+            tokenizer.encode(samples.sample_prompt)   # complain now rather than at the first validation
+        except ValueError as error:
+            raise ValueError(f"--sample-prompt {samples.sample_prompt!r}: {error}") from error
     writer = SampleWriter(samples.sample_prompt, num_tokens=samples.sample_tokens,
                           temperature=samples.sample_temperature)
     trainer = Trainer(
@@ -120,6 +140,7 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
     )
     if config.run.resume:
         trainer.resume()
+    keep_settings(folder, config)
     memory_before = peak_memory(world.device)
     state = trainer.fit()
     speed = state.tokens / max(state.elapsed_s, 1e-9)

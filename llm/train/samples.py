@@ -36,7 +36,7 @@ class SampleWriter:
         num_tokens = max(0, min(self.num_tokens, model.config.context_length - len(start)))
         with trainer.world.autocast():
             [ids] = generate(model, [start], max_new_tokens=num_tokens, temperature=self.temperature, seed=row["step"],
-                             eos_id=tokenizer.eos_id, unused_ids=tokenizer.unused_ids)
+                             eos_id=tokenizer.eos_id, unused_ids=unused_ids(tokenizer, model))
         text = self.prompt + tokenizer.decode(token for token in ids if token != tokenizer.eos_id)
         with open(trainer.folder / "samples.txt", "a", encoding="utf-8") as file:
             file.write(f"=== step {row['step']}, {row['split']} loss {row['loss']:.4f}\n{text}\n\n")
@@ -49,3 +49,8 @@ def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     if tokenizer.eos_id is not None:
         return [tokenizer.eos_id]
     return [tokenizer.vocabulary.ranks.get(b"\n", 0)]
+
+
+def unused_ids(tokenizer: Tokenizer, model: Decoder) -> list[int]:
+    """The ids that a text may not hold: those that decode to nothing, and those of a model's padded vocabulary."""
+    return [*tokenizer.unused_ids, *range(tokenizer.vocab_size, model.config.vocab_size)]
