@@ -51,18 +51,16 @@ def parse(argv: Sequence[str] | None = None) -> TokenizeConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse(argv)
-    for flag in ("data", "out"):
-        if not getattr(config, flag):
-            raise ValueError(f"--{flag} is missing; name {'the text' if flag == 'data' else 'a folder for the files'}")
+    if not config.out:
+        raise ValueError("--out is missing; name a folder for train.bin, val.bin and tokenizer.json")
     if not 0 < config.val_fraction < 1:
         raise ValueError(f"val_fraction={config.val_fraction} must lie between 0 and 1; 0.1 is usual")
 
-    from llm.data.corpus import make_tokenizer
+    from llm.data.corpus import existing_path, make_tokenizer
     from llm.data.prepare import TextSource, prepare
-    from llm.data.registry import resolve
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    source = TextSource(resolve(config.data), config.document_separator, config.text_key)
+    source = TextSource(existing_path(config.data, "--data"), config.document_separator, config.text_key)
     folder = Path(config.out)
     started = time.perf_counter()
     tokenizer = make_tokenizer(config.tokenizer, source.texts, pattern=config.pattern, workers=config.workers)

@@ -174,7 +174,7 @@ def plot_losses(folder: Path) -> None:
                   linewidth=1.6, label=f"validation, best {min(row['loss'] for row in val):.4f}")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(folder.name)
+    axes.set_title(folder.name if folder.name.isascii() else "")   # the default font knows no Chinese
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

@@ -59,7 +59,7 @@ def write_inputs() -> None:
 
 @pytest.mark.parametrize(("data", "vocab_size"), [
     (["a.txt", "--tokenizer", "char"], len(set(TEXT))),
-    (["a.txt"], 257),
+    (["a.txt", "--tokenizer", "bpe:270"], 270),
     (["rows.jsonl", "--tokenizer", "byte", "--limit", "20"], 257),
     (["西游 记", "--tokenizer", "char"], 5),
     (["tokens.bin"], 257),
@@ -126,7 +126,7 @@ def test_a_run_whose_data_changed_is_not_resumed_and_not_spoilt() -> None:
     train("--data", "a.txt", "--out", "run")
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file() and path.suffix != ".log"}
     Path("a.txt").write_text(TEXT.replace("fox", "cat"), encoding="utf-8")
-    with pytest.raises(ValueError, match="data are not those that run was begun with; restore them, or start a new"):
+    with pytest.raises(ValueError, match="data and tokenizer are not those that run was begun with; restore them, or start a new"):
         pretrain.main(["--resume", "run", "--steps", "4"])
     Path("a.txt").write_text(TEXT, encoding="utf-8")
     with pytest.raises(ValueError, match="seed=7, but the run was made with 1"):
@@ -146,7 +146,7 @@ def test_an_out_folder_that_holds_a_run_is_refused_and_left_alone() -> None:
 BAD = [
     ([], "--data is missing; name a text file, a folder of them or a token file"),
     (["--data", "b.txt"], "--data b.txt: there is no such file or folder"),
-    (["--data", "a.txt", "--tokenizer", "chra"], "--tokenizer chra is neither char nor byte"),
+    (["--data", "a.txt", "--tokenizer", "chra"], "--tokenizer chra is none of char, byte, bpe:SIZE"),
     (["--data", "a.txt", "--limit", "3"], "--limit 3 counts documents"),
     (["--data", "a.txt", "--warmup", "9"], "warmup"),
     (["--data", "a.txt", "--device", "cuda:77"], "--device cuda:77"),
