@@ -112,7 +112,7 @@ def test_a_save_that_is_cut_off_at_any_byte_loses_nothing(tmp_path: Path, size: 
     trainer = saved_trainer(tmp_path)
     before = trainer.store.read_index()
     trainer.state.step = 3
-    with files_end_at(size), pytest.raises(OSError, match="step-00000003 could not be written.*are untouched"):
+    with files_end_at(size), pytest.raises(OSError, match=r"step-00000003 could not be written.*are untouched"):
         trainer.save(is_best=True)
     assert trainer.store.read_index() == before
     assert folders(trainer.store) == [step_name(2)]

@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+from llm.checkpoint import unwrapped
 from llm.generation import generate
 from llm.models.decoder import Decoder
 from llm.tokenizers.tokenizer import Tokenizer
@@ -28,15 +29,18 @@ class SampleWriter:
         self.temperature = temperature
 
     def __call__(self, trainer: "Trainer", row: dict[str, Any]) -> None:
-        tokenizer, model = trainer.tokenizer, trainer.model
+        tokenizer, model = trainer.tokenizer, unwrapped(trainer.model)
         if tokenizer is None or trainer.folder is None or not isinstance(model, Decoder):
             return
         model.eval()
-        with trainer.world.autocast():
-            [ids] = generate(model, [start_ids(tokenizer, self.prompt)], max_new_tokens=self.num_tokens,
-                             temperature=self.temperature, seed=row["step"], eos_id=tokenizer.eos_id,
-                             unused_ids=tokenizer.unused_ids)
-        text = self.prompt + tokenizer.decode(token for token in ids if token != tokenizer.eos_id)
+        try:
+            with trainer.world.autocast():
+                [ids] = generate(model, [start_ids(tokenizer, self.prompt)], max_new_tokens=self.num_tokens,
+                                 temperature=self.temperature, seed=row["step"], eos_id=tokenizer.eos_id,
+                                 unused_ids=tokenizer.unused_ids)
+            text = self.prompt + tokenizer.decode(token for token in ids if token != tokenizer.eos_id)
+        except ValueError as error:   # such as logits that are NaN: a sample is no reason to stop
+            text = f"(no text: {error})"
         with open(trainer.folder / "samples.txt", "a", encoding="utf-8") as file:
             file.write(f"=== step {row['step']}, {row['split']} loss {row['loss']:.4f}\n{text}\n\n")
 

@@ -323,7 +323,8 @@ class Trainer:
 
     def _order(self, epoch: int) -> dict[str, int]:
         """What the order of the data follows from."""
-        return {"seed": self.config.seed, "batch_size": self.config.batch_size, "samples": self.loader.num_samples(epoch)}
+        return {"seed": self.config.seed, "batch_size": self.config.batch_size,
+                "samples": self.loader.num_samples(epoch)}
 
     def _check_folder_is_new(self) -> None:
         if self.folder is not None and self.store is not None:
