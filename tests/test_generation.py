@@ -163,7 +163,8 @@ def test_nothing_to_write_is_nothing(tiny_model: Decoder) -> None:
 
 @pytest.mark.parametrize(("prompts", "settings", "message"), [
     ([], {}, "there are no prompts"), ([[1], []], {}, "prompt 1 is empty"),
-    ([[61]], {}, "outside the vocabulary of 61"), ([[-1]], {}, "outside the vocabulary"), ([[1]], {"temperature": -0.1}, "temperature=-0.1"),
+    ([[61]], {}, "outside the vocabulary of 61"), ([[-1]], {}, "outside the vocabulary"),
+    ([[1]], {"temperature": -0.1}, "temperature=-0.1"),
     ([[1]], {"temperature": float("nan")}, "temperature=nan"), ([[1]], {"top_k": -1}, "top_k=-1"),
     ([[1]], {"top_p": 1.5}, "top_p=1.5"), ([[1]], {"max_new_tokens": -1}, "max_new_tokens=-1"),
 ])
