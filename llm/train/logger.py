@@ -214,7 +214,7 @@ def _loss_limits(losses: list[float]) -> tuple[float, float]:
     ordered = sorted(losses)
     low, high = ordered[0], ordered[-1]
     usual = ordered[int(0.98 * (len(ordered) - 1))]   # only one loss in fifty is higher
-    enough = 1.5 * (usual - low)
+    enough = 2 * (usual - low)
     if 0 < 2 * enough < high - low:
         high = low + enough
     margin = 0.04 * (high - low) or 0.1

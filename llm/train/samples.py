@@ -1,7 +1,10 @@
 """A text of the model at each validation, in samples.txt: the eye sees what the loss does not."""
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from llm.checkpoint import unwrapped
 from llm.generation import generate
@@ -33,8 +36,10 @@ class SampleWriter:
         if tokenizer is None or trainer.folder is None or not isinstance(model, Decoder):
             return
         model.eval()
+        # every new length of the text would be compiled again, which takes far longer than the text
+        eagerly = torch.compiler.set_stance("force_eager") if trainer.config.compile else contextlib.nullcontext()
         try:
-            with trainer.world.autocast():
+            with eagerly, trainer.world.autocast():
                 [ids] = generate(model, [start_ids(tokenizer, self.prompt)], max_new_tokens=self.num_tokens,
                                  temperature=self.temperature, seed=row["step"], eos_id=tokenizer.eos_id,
                                  unused_ids=tokenizer.unused_ids)
