@@ -107,9 +107,7 @@ def keep_settings(folder: Path, settings: Any) -> None:
     """
     # where the run stands is not a setting: run.toml must serve as the --config of another run
     kept = replace(settings, run=replace(settings.run, out=None, resume=None))
-    unfinished = folder / "run.toml.unfinished"   # a resumed run that is killed here must not lose its settings
-    unfinished.write_text(write_toml(kept), encoding="utf-8")
-    os.replace(unfinished, folder / "run.toml")
+    _write_whole(folder / "run.toml", write_toml(kept))   # a resumed run that is killed here keeps its settings
 
 
 def record_environment(folder: Path, *, hashes: Mapping[str, str | None]) -> None:
@@ -120,11 +118,15 @@ def record_environment(folder: Path, *, hashes: Mapping[str, str | None]) -> Non
         hashes: sha256 of what the run stands on, such as data and tokenizer.
 
     Raises:
-        ValueError: if the run was begun with other data or another tokenizer.
+        ValueError: if the run was begun with other data or another tokenizer, or the file is damaged.
     """
     path = folder / "environment.json"
     if path.is_file() and (folder / "run.toml").is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))["hashes"]
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["hashes"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error}; without it nobody knows which data the run was begun with. "
+                             "If they are the same, delete it") from error
         changed = [name for name in hashes if before.get(name) != hashes[name]]
         if changed:
             raise ValueError(f"{' and '.join(changed)} are not those that {folder} was begun with; restore them, or "
@@ -139,7 +141,7 @@ def record_environment(folder: Path, *, hashes: Mapping[str, str | None]) -> Non
         "git_commit": _git_commit(),
         "hashes": dict(hashes),
     }
-    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    _write_whole(path, json.dumps(table, indent=2) + "\n")
 
 
 def _new_folder(task: str, config: RunConfig) -> tuple[Path, bool]:
@@ -188,6 +190,16 @@ def _logging_to(path: Path) -> Iterator[None]:
             logger.removeHandler(handler)
         file.close()
         logger.setLevel(level)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that a run killed meanwhile finds the old one or the new one, never half of it."""
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def _git_commit() -> str | None:
