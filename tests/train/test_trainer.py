@@ -572,15 +572,14 @@ def test_a_text_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) -> 
 
 
 COMPILED = """
-import logging, sys, torch, llm
+import logging, torch, llm
 from llm.models.build import build_model
 from tests.conftest import TINY, windows
 logging.basicConfig(level=logging.WARNING)
 torch.set_num_threads(1)
 model = build_model(TINY["qwen3"], generator=torch.Generator().manual_seed(7))
 names = list(model.state_dict())
-config = llm.TrainConfig(steps=3, batch_size=8, device="cpu", precision="fp32", compile=True, eval_every=0,
-                         activation_checkpointing="--frugal" in sys.argv)
+config = llm.TrainConfig(steps=3, batch_size=8, device="cpu", precision="fp32", compile=True, eval_every=0)
 trainer = llm.Trainer(model, llm.NextToken(), train=windows(), config=config)
 assert trainer.fit().step == 3
 assert list(model.state_dict()) == names
@@ -589,10 +588,10 @@ print("parameters", float(sum(parameter.detach().double().abs().sum() for parame
 """
 
 
-def run_compiled(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_compiled(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     root = Path(llm.__file__).parents[1]
     variables = {"PYTHONPATH": str(root), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), **environment}
-    return subprocess.run([sys.executable, "-c", COMPILED, *arguments], env={**os.environ, **variables}, cwd=root,
+    return subprocess.run([sys.executable, "-c", COMPILED], env={**os.environ, **variables}, cwd=root,
                           capture_output=True, text=True, timeout=300, check=True)
 
 
@@ -612,9 +611,8 @@ def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-@pytest.mark.parametrize("arguments", [[], ["--frugal"]])
-def test_compiled_training_agrees_with_eager(tmp_path: Path, arguments: list[str]) -> None:
-    done = run_compiled(tmp_path, *arguments)
+def test_compiled_training_agrees_with_eager(tmp_path: Path) -> None:
+    done = run_compiled(tmp_path)
     assert "is compiled [True, True]" in done.stdout
     assert "without it" not in done.stderr
     assert float(done.stdout.split()[-1]) == pytest.approx(total_after_three_steps(), rel=1e-5)
