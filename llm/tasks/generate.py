@@ -42,8 +42,13 @@ class GenerateConfig:
     """CPU threads; default torch's choice."""
 
 
+def parse(argv: Sequence[str] | None = None) -> GenerateConfig:
+    """The settings that a command line asks for."""
+    return load(GenerateConfig, argv, prog="python -m llm.tasks.generate")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    config = load(GenerateConfig, argv, prog="python -m llm.tasks.generate")
+    config = parse(argv)
     if not config.model:
         raise ValueError("--model is missing; name a run folder, a checkpoint or a Hugging Face folder")
     if config.num_samples < 1:
