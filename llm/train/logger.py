@@ -10,7 +10,8 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -38,14 +39,17 @@ class JsonLines:
     """
 
     def __init__(self, path: Path):
+        self.path = path
         self.file = open(path, "a", encoding="utf-8")   # noqa: SIM115 - held open for the whole run
 
     def log(self, row: Row) -> None:
-        self.file.write(json.dumps(_with_none(row), allow_nan=False) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps(_with_none(row), allow_nan=False) + "\n")
+            self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):   # every line has been flushed, or its error raised
+            self.file.close()
 
 
 class Console:
@@ -156,6 +160,15 @@ def trackers(folder: Path, settings: Any, *, tensorboard: bool, wandb: bool) -> 
     if wandb:
         chosen.append(Guarded(WandB, folder, settings=asdict(settings)))
     return chosen
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system that say which file they are about; a write that fails does not say it by itself."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llm.config import write_toml
+from llm.train.logger import naming
 
 log = logging.getLogger(__name__)
 
@@ -173,12 +174,19 @@ class _ConsoleHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _FileHandler(logging.FileHandler):
+    """train.log; when it cannot be written, a full disk shall end in one line, not in a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     logger = logging.getLogger("llm")
     level = logger.level
     # backslashreplace: a file name that is not UTF-8 can still be spoken of
-    console, file = _ConsoleHandler(), logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    console, file = _ConsoleHandler(), _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.setLevel(logging.INFO)
     for handler in (console, file):
@@ -188,14 +196,15 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         for handler in (console, file):
             logger.removeHandler(handler)
-        file.close()
+        with suppress(OSError):
+            file.close()
         logger.setLevel(level)
 
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file so that a run killed meanwhile finds the old one or the new one, never half of it."""
     unfinished = path.with_name(f".unfinished-{path.name}")
-    with open(unfinished, "w", encoding="utf-8") as file:
+    with naming(path), open(unfinished, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

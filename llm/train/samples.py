@@ -10,6 +10,7 @@ from llm.checkpoint import unwrapped
 from llm.generation import generate
 from llm.models.decoder import Decoder
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.train.logger import naming
 
 if TYPE_CHECKING:
     from llm.train.trainer import Trainer
@@ -47,7 +48,8 @@ class SampleWriter:
             text = self.prompt + tokenizer.decode(token for token in ids if token != tokenizer.eos_id)
         except ValueError as error:   # such as logits that are NaN: a sample is no reason to stop
             text = f"(no text: {error})"
-        with open(trainer.folder / "samples.txt", "a", encoding="utf-8") as file:
+        path = trainer.folder / "samples.txt"
+        with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(f"=== step {row['step']}, {row['split']} loss {row['loss']:.4f}\n{text}\n\n")
 
 

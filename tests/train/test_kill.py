@@ -25,6 +25,8 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "the", "dog", "run
 
 def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
+
+
 def write_text(path: Path) -> Path:
     words = random.Random(0).choices(WORDS, k=3000)
     path.write_text(" ".join(words), encoding="utf-8")
@@ -58,7 +60,9 @@ def is_saving(folder: Path, since: float) -> bool:
     return False
 
 
-def kill(process: subprocess.Popen[bytes], folder: Path, log: Path, *, delay: float, in_save: bool, later: float) -> None:
+def kill(
+    process: subprocess.Popen[bytes], folder: Path, log: Path, *, delay: float, in_save: bool, later: float
+) -> None:
     """Kill after a delay; if asked, wait for a save then, and kill so much later."""
     since = time.time()
     time.sleep(delay)
@@ -79,13 +83,17 @@ def check_all_that_the_index_names(folder: Path) -> None:
         assert read_tensors(store.path(step) / "model.safetensors")
 
 
-def is_cut_in_a_save(folder: Path) -> bool:
-    """What only a kill inside of a save leaves: a folder that is not finished, or that the index does not name."""
+def is_cut_in_a_save(folder: Path, since: float) -> bool:
+    """What only a kill inside of a save leaves: a folder that is not finished, or that the index does not name.
+
+    Those that an earlier life left lie there until the next save; they do not count.
+    """
     if not (folder / "checkpoints").is_dir():
         return False
     complete = CheckpointStore(folder / "checkpoints").read_index()["complete"]
     named = {f"step-{step:08d}" for step in complete}
-    return any(path.is_dir() and path.name not in named for path in (folder / "checkpoints").iterdir())
+    return any(path.is_dir() and path.name not in named and path.stat().st_ctime > since
+               for path in (folder / "checkpoints").iterdir())
 
 
 def rows_without_times(folder: Path) -> list[dict[str, Any]]:
@@ -122,11 +130,11 @@ def kill_again_and_again(place: Path, *, kills: int, seed: int, steps: int) -> d
     for number in range(kills):
         is_begun = (broken / "run.toml").exists()
         hits["lives that went on"] += is_begun
+        in_save, since = number % 2 == 0, time.time()
         process = start(["--resume", str(broken)] if is_begun else new_run(text, broken, steps), log)
-        in_save = number % 2 == 0
         delay = startup * (rng.uniform(0.7, 1.1) if in_save else rng.uniform(0.0, 1.2))
         kill(process, broken, log, delay=delay, in_save=in_save, later=rng.uniform(0.0, 0.02) if in_save else 0.0)
-        hits["inside a save"] += is_cut_in_a_save(broken)
+        hits["inside a save"] += is_cut_in_a_save(broken, since)
         hits["before the first save"] += not (broken / "checkpoints" / "index.json").exists()
         check_all_that_the_index_names(broken)
     assert start(["--resume", str(broken)] if (broken / "run.toml").exists() else new_run(text, broken, steps),
@@ -156,7 +164,7 @@ def test_a_signal_ends_the_command_with_its_number_and_a_checkpoint(tmp_path: Pa
     assert f"{number.name}: saving and stopping after this step" in read(folder / "train.log")
     assert "Traceback" not in read(log)
     assert read(log).splitlines()[-1] == str(folder)   # also now the last line names the run
-    assert not is_cut_in_a_save(folder)
+    assert not is_cut_in_a_save(folder, 0)
 
 
 if __name__ == "__main__":

@@ -219,3 +219,16 @@ def test_wandb_works_offline_and_keeps_to_the_run_folder(
 
 def test_without_a_request_nothing_is_tracked(tmp_path: Path) -> None:
     assert trackers(tmp_path, llm.TrainConfig(), tensorboard=False, wandb=False) == []
+
+
+def test_a_full_disk_is_told_in_one_error_that_names_the_file(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"metrics\.jsonl"):
+            lines.log(train_row(1))
+        lines.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
