@@ -1,0 +1,1 @@
+"""Language models from the tokenizer to the aligned chat model, written by hand in plain PyTorch."""
