@@ -217,6 +217,11 @@ class Teller:
         """Start a new line with the next sentence."""
         self._break = "\n"
 
+    def _pool(self, role: str, values: Mapping[str, Entry]) -> AnyPool:
+        """Where a role that nobody has bound is drawn from: `hobby2` is any hobby but the ones named already."""
+        pool = self.language.pools[category(role)]
+        return pool if role[-1].isalpha() else pool.without(*values.values(), *self.cast.values())
+
     def _choose(
         self, beats: tuple[str, ...], new: Mapping[str, AnyPool]
     ) -> tuple[Template, dict[str, Entry], float]:
@@ -249,7 +254,7 @@ class Writer(Teller):
                 pool = new.get(role)
                 if pool is None:
                     entry = self.cast.get(role)
-                    pool = self.language.pools[category(role)] if entry is None else None
+                    pool = self._pool(role, values) if entry is None else None
                 if pool is not None:
                     entry = pool.draw(self.rng)
                     log_prob += pool.log_weight(entry)
@@ -339,7 +344,7 @@ class Reader(Teller):
                 values = {**values, role: entry}
                 yield from self._matches(template, new, slot + 1, position + len(surface), values, log_prob)
             return
-        pool = new[role] if role in new else self.language.pools[category(role)]
+        pool = new[role] if role in new else self._pool(role, values)
         for entry in pool.starts(form, self.text, position):
             yield from self._matches(
                 template,
