@@ -169,7 +169,7 @@ class Stuck(Exception):
     Attributes:
         position: where in the text.
         expected: the templates that could have stood there; empty if the text should have ended.
-        roles: what the roles stood for.
+        roles: what the roles stood for that were not to be chosen anew.
     """
 
     def __init__(self, position: int, expected: Sequence[Template], roles: Mapping[str, Entry]) -> None:
@@ -307,7 +307,7 @@ class Reader(Teller):
             for template in options:
                 matches.extend(self._matches(template, new, 0, start, {}, log_prob))
         if not matches:
-            raise Stuck(start, options, self.cast)
+            raise Stuck(start, options, {role: entry for role, entry in self.cast.items() if role not in new})
         turn = len(self.taken)
         number = self.script[turn] if turn < len(self.script) else 0
         if turn >= len(self.script):

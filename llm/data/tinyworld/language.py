@@ -83,6 +83,27 @@ def load(name: str) -> Language:
     if name not in LANGUAGES:
         raise ValueError(f"language={name!r} is not known; choose from {LANGUAGES}")
     own = _read(f"{name}.toml")
+    pools = _pools(name, own["pools"])
+    return Language(name, " " if name == "en" else "", pools, _beats(name, own["beats"]))
+
+
+@lru_cache
+def load_tasks(name: str) -> Language:
+    """The same words with other sentences: questions, answers and messages."""
+    stories = load(name)
+    pools = stories.pools | {"name": stories.pools["person"]}
+    return Language(name, stories.joint, pools, _beats(name, _read(f"{name}_tasks.toml")["beats"]))
+
+
+def _beats(name: str, beats: dict[str, list[str]]) -> dict[str, list[Template]]:
+    # Chinese templates are written with spaces between words, for their readers and for the count of words.
+    return {
+        beat: [Template.parse(beat, source if name == "en" else source.replace(" ", "")) for source in sources]
+        for beat, sources in beats.items()
+    }
+
+
+def _pools(name: str, own: dict[str, str]) -> dict[str, Pool]:
     entries: dict[str, list[Entry]] = {}
     for pool, text in _read("lexicon.toml").items():
         pairs = [item.split("=") for item in _items(text)]
@@ -90,19 +111,14 @@ def load(name: str) -> Language:
             Entry(english, _english(english, pool) if name == "en" else _chinese(chinese, pool))
             for english, chinese in pairs
         ]
-    for pool, text in own["pools"].items():
+    for pool, text in own.items():
         entries[pool] = [Entry(item, _english(item, pool) if name == "en" else {"": item}) for item in _items(text)]
     names = _read("people.toml")[name]
     genders = [[_person(word, name, gender) for word in names[gender].split()] for gender in ("girl", "boy")]
     entries["person"] = _alternate(*genders)
     pools = {pool: Pool(words) for pool, words in entries.items()}
     pools["mood"] = Pool(entry for mood in MOODS for entry in entries[mood])
-    # Chinese templates are written with spaces between words, for their readers and for the count of words.
-    beats = {
-        beat: [Template.parse(beat, source if name == "en" else source.replace(" ", "")) for source in sources]
-        for beat, sources in own["beats"].items()
-    }
-    return Language(name, " " if name == "en" else "", pools, beats)
+    return pools
 
 
 def vocabulary(name: str) -> set[str]:

@@ -204,7 +204,7 @@ def quarrel(s: Story) -> None:
         world.note("thief", s["thief"], item=thing)
     s.teller.paragraph()
     if s.say("quarrel.share", "quarrel.yield") == "quarrel.yield":
-        world.find(friend, thing, world.where[friend])
+        world.take(friend, thing)
         s.end("calm")
     else:
         s.end("glad")

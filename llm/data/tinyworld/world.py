@@ -81,6 +81,11 @@ class World:
         self.note("finder", person, item=thing)
         self.note("found_where", place, who=person, item=thing)
 
+    def take(self, person: Entry, thing: Entry) -> None:
+        """What lay about between people becomes the property of one of them."""
+        assert self.holder[thing] is None, f"{thing} is not lying about"
+        self.holder[thing] = person
+
     def give(self, giver: Entry, thing: Entry, taker: Entry) -> None:
         assert self.holder[thing] is giver, f"{giver} has no {thing} to give"
         assert self.are_together(giver, taker), f"{giver} and {taker} are apart"
