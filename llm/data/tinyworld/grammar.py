@@ -42,15 +42,15 @@ class Pool:
 
     Args:
         entries: in the order of their frequency, the most frequent first.
-        weights: their relative frequencies; by default Zipf-like, 1 / (rank + 8), so that a small model meets the
-            first dozen words often and still all of them sometimes.
+        weights: their relative frequencies; by default Zipf-like, 1 / (rank + 16), so that a small model meets the
+            first two dozen words often and still all of them sometimes.
     """
 
     def __init__(self, entries: Iterable[Entry], weights: Sequence[float] | None = None) -> None:
         self.entries = tuple(entries)
         if not self.entries:
             raise ValueError("a pool needs at least one entry")
-        raw = [1 / (rank + 8) for rank in range(len(self.entries))] if weights is None else weights
+        raw = [1 / (rank + 16) for rank in range(len(self.entries))] if weights is None else weights
         total = math.fsum(raw)
         self.weights = {entry: weight / total for entry, weight in zip(self.entries, raw, strict=True)}
         self.cumulative = list(itertools.accumulate(self.weights.values()))
@@ -212,10 +212,6 @@ class Teller:
         self.log_prob += log_prob
         self._break = self.language.joint
         return template.beat
-
-    def paragraph(self) -> None:
-        """Start a new line with the next sentence."""
-        self._break = "\n"
 
     def _pool(self, role: str, values: Mapping[str, Entry]) -> AnyPool:
         """Where a role that nobody has bound is drawn from: `hobby2` is any hobby but the ones named already."""

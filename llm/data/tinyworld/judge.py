@@ -100,26 +100,22 @@ class Surface:
             for final, words in self.matches(template, end, slot + 1):
                 yield final, ((role, form, self.text[start:end]), *words)
 
-    def gaps(self, position: int) -> Iterator[int]:
-        """Where the next sentence may begin after one that ended at `position`."""
-        for joint in (self.language.joint, "\n"):
-            if self.text.startswith(joint, position):
-                yield position + len(joint)
-
     def is_grammatical(self) -> bool:
         beats = self.language.beats
         begun = {end for template in beats["open"] for end, _ in self.matches(template, 0)}
         waiting, seen = list(begun), set(begun)
         while waiting:
-            for start in self.gaps(waiting.pop()):
-                for templates in beats.values():
-                    for template in templates:
-                        for end, _ in self.matches(template, start):
-                            if end == len(self.text) and template.beat == "end":
-                                return True
-                            if end not in seen:
-                                seen.add(end)
-                                waiting.append(end)
+            position = waiting.pop()
+            if not self.text.startswith(self.language.joint, position):
+                continue
+            start = position + len(self.language.joint)
+            for template in (template for templates in beats.values() for template in templates):
+                for end, _ in self.matches(template, start):
+                    if end == len(self.text) and template.beat == "end":
+                        return True
+                    if end not in seen:
+                        seen.add(end)
+                        waiting.append(end)
         return False
 
     def complain(self, stuck: Stuck) -> str:

@@ -53,7 +53,6 @@ def lost(s: Story) -> None:
     s.say("lost.search", place=s.any("place"))
     world.go(s["place"], hero)
     world.note("searched", s["place"], who=hero, item=thing)
-    s.teller.paragraph()
     s.say("lost.meet", friend=s.any("person"))
     friend = s["friend"]
     world.go(s["place"], friend)
@@ -81,7 +80,6 @@ def lost(s: Story) -> None:
         s.say("lost.comfort", thing2=s.any("thing"), look2=s.any("look"))
         world.own(friend, s["thing2"])
         world.give(friend, s["thing2"], hero)
-    s.teller.paragraph()
     s.end("calm" if turn == "lost.gone" else "glad")
 
 
@@ -93,7 +91,6 @@ def gift(s: Story) -> None:
     world.go(s["place"], hero)
     world.note("chore", s["chore"], who=hero)
     s.say("gift.labour")
-    s.teller.paragraph()
     turn = s.say("gift.paid", "gift.sold", thing2=s.any("thing"), look2=s.any("look"))
     present = s["thing"] if turn == "gift.paid" else s["thing2"]
     world.own(hero, present)
@@ -101,7 +98,6 @@ def gift(s: Story) -> None:
     world.meet(hero, friend)
     world.give(hero, present, friend)
     s.feel("friend", "glad")
-    s.teller.paragraph()
     s.end("proud" if turn == "gift.paid" else "calm")
 
 
@@ -114,7 +110,6 @@ def rescue(s: Story) -> None:
     s.feel("hero", "afraid")
     s.say("rescue.fetch", tool=s.any("tool"), friend=s.any("person"))
     friend = s["friend"]
-    s.teller.paragraph()
     turn = s.say("rescue.lend", "rescue.join", "rescue.price", chore=s.any("chore"))
     if turn == "rescue.price":
         s.say("rescue.chore")
@@ -126,7 +121,6 @@ def rescue(s: Story) -> None:
         s.say("rescue.free")
     world.note("tool", s["tool"], baby=s["baby"])
     world.note("lender", friend, tool=s["tool"])
-    s.teller.paragraph()
     if s.say("rescue.off", "rescue.thank", thing=s.any("thing"), look=s.any("look")) == "rescue.thank":
         world.own(hero, s["thing"])
     s.end("proud")
@@ -150,12 +144,10 @@ def bake(s: Story) -> None:
         s.say("bake.chored")
         world.note("chore", s["chore"], who=hero)
     world.note("helper", other, food=s["food"], who=hero)
-    s.teller.paragraph()
     s.say("bake.mix")
     luck = s.say("bake.fine", "bake.burnt")
     s.say("bake.serve" if luck == "bake.fine" else "bake.laugh")
     world.meet(hero, friend)
-    s.teller.paragraph()
     s.end("proud" if luck == "bake.fine" else "glad")
 
 
@@ -166,7 +158,6 @@ def journey(s: Story) -> None:
     world.go(s["place"], friend)
     s.say("journey.hurdle")
     s.feel("hero", "afraid")
-    s.teller.paragraph()
     turn = s.say("journey.helper", "journey.alone", helper=s.any("animal"))
     if turn == "journey.helper":
         s.say("journey.guide")
@@ -179,7 +170,6 @@ def journey(s: Story) -> None:
     s.say("journey.reward", thing2=s.any("thing"), look2=s.any("look"))
     world.own(friend, s["thing2"])
     world.give(friend, s["thing2"], hero)
-    s.teller.paragraph()
     s.end("glad" if turn == "journey.helper" else "proud")
 
 
@@ -191,7 +181,6 @@ def quarrel(s: Story) -> None:
     world.note("quarrel", thing, who=hero, whom=friend)
     s.say("quarrel.mine")
     s.feel("hero", "cross")
-    s.teller.paragraph()
     turn = s.say("quarrel.break", "quarrel.snatch", thief=s.any("animal"), part=s.any("part"))
     s.feel("hero", "sorry")
     s.say("quarrel.sorry")
@@ -202,7 +191,6 @@ def quarrel(s: Story) -> None:
         s.say("quarrel.catch", place2=s.any("place"))
         world.go(s["place2"], hero, friend)
         world.note("thief", s["thief"], item=thing)
-    s.teller.paragraph()
     if s.say("quarrel.share", "quarrel.yield") == "quarrel.yield":
         world.take(friend, thing)
         s.end("calm")
@@ -216,12 +204,10 @@ def night(s: Story) -> None:
     s.say("night.guess", monster=s.any("monster"))
     world.note("feared", s["monster"], who=hero)
     s.feel("hero", "afraid")
-    s.teller.paragraph()
     s.say("night.wake", friend=s.any("person"))
     s.say("night.go", tool=s.any("tool"))
     s.say("night.reveal", culprit=s.any("culprit"))
     world.note("culprit", s["culprit"], noise=s["noise"])
-    s.teller.paragraph()
     s.say("night.laugh")
     s.end("calm")
 
@@ -234,12 +220,10 @@ def plant(s: Story) -> None:
     s.say("plant.wait")
     s.feel("hero", "sad")
     s.say("plant.advice", friend=s.any("person"))
-    s.teller.paragraph()
     s.say("plant.pest", pest=s.any("pest"))
     s.say("plant.guard", tool=s.any("tool"))
     world.note("guard", s["tool"], who=hero, pest=s["pest"])
     s.say("plant.grow")
-    s.teller.paragraph()
     s.say("plant.share")
     s.end("proud")
 
@@ -251,14 +235,12 @@ def finder(s: Story) -> None:
     world.lie(thing)
     world.find(hero, thing, s["place"])
     s.say("finder.keep")
-    s.teller.paragraph()
     s.say("finder.owner", friend=s.any("person"))
     friend = s["friend"]
     world.note("owner", friend, item=thing)
     s.say("finder.search")
     turn = s.say("finder.return", "finder.night", "finder.silent")
     if turn == "finder.silent":
-        s.teller.paragraph()
         s.say("finder.alone")
         s.end("sorry")
         return
@@ -268,7 +250,6 @@ def finder(s: Story) -> None:
     world.meet(hero, friend)
     world.give(hero, thing, friend)
     s.feel("friend", "glad")
-    s.teller.paragraph()
     s.say("finder.reward", game=s.any("game"))
     world.note("game", s["game"], who=hero, whom=friend)
     s.end("calm")
@@ -281,11 +262,9 @@ def contest(s: Story) -> None:
     s.say("contest.train")
     s.say("contest.rival", friend=s.any("person"))
     friend = s["friend"]
-    s.teller.paragraph()
     s.say("contest.day")
     world.go(s["place"], hero, friend)
     turn = s.say("contest.win", "contest.lose", "contest.help")
-    s.teller.paragraph()
     if turn == "contest.win":
         world.note("winner", hero, contest=s["contest"])
         s.say("contest.share")
@@ -309,7 +288,6 @@ def trade(s: Story) -> None:
     s.say("trade.other", other=s.any("person"), place=s.any("place"))
     other = s["other"]
     world.own(other, s["thing2"])
-    s.teller.paragraph()
     s.say("trade.offer", thing3=s.any("thing"), look3=s.any("look"))
     world.go(s["place"], hero, other)
     world.own(hero, s["thing3"])
@@ -320,7 +298,6 @@ def trade(s: Story) -> None:
     world.meet(hero, friend)
     world.give(hero, s["thing2"], friend)
     world.give(friend, thing, hero)
-    s.teller.paragraph()
     s.end("glad")
 
 
@@ -334,13 +311,11 @@ def outing(s: Story) -> None:
     s.say("outing.weather", weather=s.any("weather"))
     world.note("weather", s["weather"], who=hero, whom=friend)
     s.feel("friend", "sad")
-    s.teller.paragraph()
     s.say("outing.shelter", place2=s.any("place"))
     world.go(s["place2"], hero, friend)
     s.say("outing.play", game=s.any("game"))
     world.note("game", s["game"], who=hero, whom=friend)
     s.say("outing.eat")
-    s.teller.paragraph()
     s.end("glad")
 
 
@@ -352,12 +327,10 @@ def hiding(s: Story) -> None:
     s.say("hiding.first", spot=s.any("spot"))
     s.say("hiding.second", spot3=s.any("spot"))
     s.feel("hero", "afraid")
-    s.teller.paragraph()
     turn = s.say("hiding.sound", "hiding.animal", noise=s.any("noise"), helper=s.any("animal"))
     s.say("hiding.found", spot2=s.any("spot"))
     world.note("hidden", s["spot2"], whom=friend)
     s.say("hiding.asleep" if turn == "hiding.sound" else "hiding.joke")
-    s.teller.paragraph()
     s.end("calm" if turn == "hiding.sound" else "glad")
 
 
@@ -369,7 +342,6 @@ def bottle(s: Story) -> None:
     world.go(s["place"], hero)
     s.say("bottle.wait")
     s.feel("hero", "sad")
-    s.teller.paragraph()
     s.say("bottle.found", friend=s.any("person"), place2=s.any("place"))
     friend = s["friend"]
     world.go(s["place2"], friend)
@@ -379,7 +351,6 @@ def bottle(s: Story) -> None:
     world.meet(hero, friend)
     world.own(friend, s["thing"])
     world.give(friend, s["thing"], hero)
-    s.teller.paragraph()
     s.say("bottle.game", game=s.any("game"))
     world.note("game", s["game"], who=hero, whom=friend)
     s.end("glad")
@@ -394,7 +365,6 @@ def borrowed(s: Story) -> None:
     world.note("broken", s["part"], item=thing)
     s.feel("hero", "sorry")
     s.say("borrowed.hide")
-    s.teller.paragraph()
     s.say("borrowed.come")
     world.meet(hero, friend)
     s.say("borrowed.tell")
@@ -407,7 +377,6 @@ def borrowed(s: Story) -> None:
     else:
         world.note("mended", s["glue"], item=thing)
     world.give(hero, thing, friend)
-    s.teller.paragraph()
     s.end("calm")
 
 
