@@ -1,7 +1,7 @@
 """The machine that writes a text by choices, and reads the choices back out of a text.
 
-A story is told by a program that calls `say(beat, ...)` again and again. Each call picks one template of the beat and one
-word for each open slot of the template, and nothing else in a program is left to chance. So a text is written by
+A story is told by a program that calls `say(beat, ...)` again and again. Each call picks one template of the beat and
+one word for each open slot of the template, and nothing else in a program is left to chance. So a text is written by
 a `Writer`, which draws the choices, and read by a `Reader`, which looks for the choices that would have written exactly
 this text. Both run the same program: what the one can write the other can read, and the probability of a text is
 the sum over its readings of the product of the choices' probabilities.

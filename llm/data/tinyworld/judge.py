@@ -1,9 +1,9 @@
 """Reading a text back: its exact probability, whether it is well formed, and whether it is true of its world.
 
 A text is consistent if the generator can write it: then every word of it was permitted by the world at that
-moment. It is grammatical if it is made of sentences of the language from an opening to an ending, whatever they say: in each
-slot any word of the right kind, in any order. So a story with two names swapped is grammatical and inconsistent,
-a story with a misspelt word is neither.
+moment. It is grammatical if it is made of sentences of the language from an opening to an ending, whatever they say:
+in each slot any word of the right kind, in any order. So a story with two names swapped is grammatical and
+inconsistent, a story with a misspelt word is neither.
 
 Left out: taste. Read next: `questions.py`.
 """
@@ -40,7 +40,7 @@ def language_of(text: str) -> Language:
 
 
 def log_prob(text: str) -> float:
-    """Natural logarithm of the exact probability that the generator, asked for a story in this language, writes this text.
+    """Natural logarithm of the exact probability that the generator writes this text, given its language.
 
     Returns:
         A negative number; `-inf` for a text that the generator cannot write.

@@ -1,8 +1,9 @@
 """Short messages, wanted and unwanted, for classification.
 
 The rule, without exception: a message is spam if and only if it both promises the reader a gain and demands that the
-reader act. Wanted messages may do one of the two ("you have won a ribbon" from a friend, "call me now" from a sister),
-and they speak of prizes, calls and money in other phrases ("I have won a ribbon"). So no single word gives a message away.
+reader act. Wanted messages may do one of the two ("you have won a ribbon" from a friend, "ring me back" from a
+sister), and they speak of prizes, calls and money in other phrases ("I have won a ribbon"). So no single word gives a
+message away.
 
 Left out: spelling tricks, links and numbers of real spam; the public data sets have those.
 """

@@ -1,7 +1,7 @@
 """What can happen: fifteen small plots, each a program of sentences and of acts in the world.
 
-A plot says one sentence after the other and lets the world follow. Whatever is left to chance is chosen inside `say`: which
-turn a story takes is the choice among the beats of one `say`, visible in the text at once. So the order of the
+A plot says one sentence after the other and lets the world follow. Whatever is left to chance is chosen inside `say`:
+which turn a story takes is the choice among the beats of one `say`, visible in the text at once. So the order of the
 acts, the people who may appear and the feeling at the end follow from the text so far, and from nothing hidden.
 
 Left out: the sentences themselves, `en.toml` and `zh.toml`, under the names of the beats used here.
@@ -57,7 +57,7 @@ def lost(s: Story) -> None:
     friend = s["friend"]
     world.go(s["place"], friend)
     turn = s.say("lost.seen", "lost.thief", "lost.help", "lost.gone",
-                 place2=s.any("place"), spot2=s.any("spot"), thief=s.any("animal"))   # fmt: skip
+                 place2=s.any("place"), spot2=s.any("spot"), thief=s.any("animal"))
     if turn == "lost.thief":
         s.say("lost.chase")
         world.go(s["place2"], hero)
@@ -135,7 +135,7 @@ def bake(s: Story) -> None:
     other = s["other"]
     world.go(s["place"], hero, other)
     turn = s.say("bake.free", "bake.swap", "bake.chore",
-                 thing=s.any("thing"), look=s.any("look"), chore=s.any("chore"))   # fmt: skip
+                 thing=s.any("thing"), look=s.any("look"), chore=s.any("chore"))
     if turn == "bake.swap":
         s.say("bake.swapped")
         world.own(hero, s["thing"])
@@ -382,8 +382,8 @@ def borrowed(s: Story) -> None:
 
 PLOTS: dict[str, Callable[[Story], None]] = {
     plot.__name__: plot
-    for plot in (lost, gift, rescue, bake, journey, quarrel, night, plant, finder, contest, trade, outing,
-                 hiding, bottle, borrowed)   # fmt: skip
+    for plot in (lost, gift, rescue, bake, journey, quarrel, night, plant, finder, contest, trade, outing, hiding,
+                 bottle, borrowed)
 }
 
 
@@ -395,7 +395,7 @@ def tell(teller: Teller) -> Story:
     wishes = [f"{plot}.wish" for plot in PLOTS if f"{plot}.wish" in teller.language.beats]
     roles = {"friend": "person", "thing": "thing", "look": "look", "place": "place", "baby": "baby", "dish": "dish",
              "occasion": "occasion", "seed": "seed", "contest": "contest", "prize": "prize", "noise": "noise",
-             "message": "message"}   # fmt: skip
+             "message": "message"}
     wish = story.say(*wishes, **{role: story.any(pool) for role, pool in roles.items()})
     story.plot = wish.split(".")[0]
     PLOTS[story.plot](story)

@@ -1,7 +1,8 @@
 """Questions about stories with answers that can be checked, and pairs of a right and a wrong answer.
 
-The facts come from the world of the story (`world.py`), so an answer is right because of what happened, not because of how it
-is said; `check_answer` reads the story again and accepts any wording that names the right thing and no wrong one.
+The facts come from the world of the story (`world.py`), so an answer is right because of what happened, not because
+of how it is said; `check_answer` reads the story again and accepts any wording that names the right thing and no wrong
+one.
 
 Left out: questions whose answer is not in the story. Read next: `messages.py`.
 """

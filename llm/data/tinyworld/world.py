@@ -1,8 +1,8 @@
 """The state of a small world: who is where, who has what, who feels how, and what has happened.
 
-Every act checks that the world permits it (one can only hand over what one has, to somebody who is there) and leaves facts
-behind, from which `questions.py` makes its questions. An act that is not permitted is a mistake of the program that
-tells the story, never of a text: hence assertions.
+Every act checks that the world permits it (one can only hand over what one has, to somebody who is there) and leaves
+facts behind, from which `questions.py` makes its questions. An act that is not permitted is a mistake of the program
+that tells the story, never of a text: hence assertions.
 
 Left out: words. Read next: `plots.py`.
 """
