@@ -115,8 +115,13 @@ def _pools(name: str, own: dict[str, str]) -> dict[str, Pool]:
         entries[pool] = [Entry(item, _english(item, pool) if name == "en" else {"": item}) for item in _items(text)]
     names = _read("people.toml")[name]
     genders = [[_person(word, name, gender) for word in names[gender].split()] for gender in ("girl", "boy")]
-    entries["person"] = _alternate(*genders)
-    pools = {pool: Pool(words) for pool, words in entries.items()}
+    people = _alternate(*genders)
+    # Each role has names of its own, four heroes to three friends and one other: the reader of one story never
+    # confuses them, and neither does a small model, which learns to look a name up by its kind.
+    entries["hero"] = [person for place, person in enumerate(people) if place % 16 < 8]
+    entries["friend"] = [person for place, person in enumerate(people) if 8 <= place % 16 < 14]
+    entries["other"] = [person for place, person in enumerate(people) if place % 16 >= 14]
+    pools = {"person": Pool(people)} | {pool: Pool(words) for pool, words in entries.items()}
     pools["mood"] = Pool(entry for mood in MOODS for entry in entries[mood])
     return pools
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from llm.data.tinyworld.grammar import AnyPool, Entry, Teller
 from llm.data.tinyworld.world import World
 
-# Roles whose name is not the name of a pool; `thing2` is a `thing` by its name.
+# What stands for these roles in the eye of a reader who does not know the story; `thing2` is a `thing` by its name.
 ROLE_POOLS = {"hero": "person", "friend": "person", "other": "person", "helper": "animal", "thief": "animal"}
 MOODS = ("glad", "proud", "calm", "sad", "sorry", "afraid", "cross")
 
@@ -39,6 +39,7 @@ class Story:
         self.world.feel(self[role], self["mood"])
 
     def end(self, mood: str) -> None:
+        self.say("around")
         self.say("end", mood=self.teller.language.pools[mood])
         self.world.feel(self["hero"], self["mood"])
         self.world.note("mood", self["mood"], who=self["hero"])
@@ -53,7 +54,7 @@ def lost(s: Story) -> None:
     s.say("lost.search", place=s.any("place"))
     world.go(s["place"], hero)
     world.note("searched", s["place"], who=hero, item=thing)
-    s.say("lost.meet", friend=s.any("person"))
+    s.say("lost.meet", friend=s.any("friend"))
     friend = s["friend"]
     world.go(s["place"], friend)
     turn = s.say("lost.seen", "lost.thief", "lost.help", "lost.gone",
@@ -108,7 +109,7 @@ def rescue(s: Story) -> None:
     world.note("stuck_where", s["place"], baby=s["baby"])
     s.say("rescue.try")
     s.feel("hero", "afraid")
-    s.say("rescue.fetch", tool=s.any("tool"), friend=s.any("person"))
+    s.say("rescue.fetch", tool=s.any("tool"), friend=s.any("friend"))
     friend = s["friend"]
     turn = s.say("rescue.lend", "rescue.join", "rescue.price", chore=s.any("chore"))
     if turn == "rescue.price":
@@ -131,7 +132,7 @@ def bake(s: Story) -> None:
     world, hero, friend = s.world, s["hero"], s["friend"]
     s.say("bake.missing", food=s.any("food"))
     world.note("missing", s["food"], dish=s["dish"])
-    s.say("bake.ask", place=s.any("place"), other=s.any("person"))
+    s.say("bake.ask", place=s.any("place"), other=s.any("other"))
     other = s["other"]
     world.go(s["place"], hero, other)
     turn = s.say("bake.free", "bake.swap", "bake.chore",
@@ -204,7 +205,7 @@ def night(s: Story) -> None:
     s.say("night.guess", monster=s.any("monster"))
     world.note("feared", s["monster"], who=hero)
     s.feel("hero", "afraid")
-    s.say("night.wake", friend=s.any("person"))
+    s.say("night.wake", friend=s.any("friend"))
     s.say("night.go", tool=s.any("tool"))
     s.say("night.reveal", culprit=s.any("culprit"))
     world.note("culprit", s["culprit"], noise=s["noise"])
@@ -219,7 +220,7 @@ def plant(s: Story) -> None:
     world.note("planted", s["seed"], who=hero)
     s.say("plant.wait")
     s.feel("hero", "sad")
-    s.say("plant.advice", friend=s.any("person"))
+    s.say("plant.advice", friend=s.any("friend"))
     s.say("plant.pest", pest=s.any("pest"))
     s.say("plant.guard", tool=s.any("tool"))
     world.note("guard", s["tool"], who=hero, pest=s["pest"])
@@ -235,7 +236,7 @@ def finder(s: Story) -> None:
     world.lie(thing)
     world.find(hero, thing, s["place"])
     s.say("finder.keep")
-    s.say("finder.owner", friend=s.any("person"))
+    s.say("finder.owner", friend=s.any("friend"))
     friend = s["friend"]
     world.note("owner", friend, item=thing)
     s.say("finder.search")
@@ -260,7 +261,7 @@ def contest(s: Story) -> None:
     world, hero = s.world, s["hero"]
     world.note("prize", s["prize"], contest=s["contest"])
     s.say("contest.train")
-    s.say("contest.rival", friend=s.any("person"))
+    s.say("contest.rival", friend=s.any("friend"))
     friend = s["friend"]
     s.say("contest.day")
     world.go(s["place"], hero, friend)
@@ -285,7 +286,7 @@ def trade(s: Story) -> None:
     world.own(friend, thing)
     s.say("trade.price", thing2=s.any("thing"))
     world.note("price", s["thing2"], who=friend, item=thing)
-    s.say("trade.other", other=s.any("person"), place=s.any("place"))
+    s.say("trade.other", other=s.any("other"), place=s.any("place"))
     other = s["other"]
     world.own(other, s["thing2"])
     s.say("trade.offer", thing3=s.any("thing"), look3=s.any("look"))
@@ -342,7 +343,7 @@ def bottle(s: Story) -> None:
     world.go(s["place"], hero)
     s.say("bottle.wait")
     s.feel("hero", "sad")
-    s.say("bottle.found", friend=s.any("person"), place2=s.any("place"))
+    s.say("bottle.found", friend=s.any("friend"), place2=s.any("place"))
     friend = s["friend"]
     world.go(s["place2"], friend)
     world.note("found_letter", friend, who=hero)
@@ -390,10 +391,11 @@ PLOTS: dict[str, Callable[[Story], None]] = {
 def tell(teller: Teller) -> Story:
     """Tell one whole story: somebody, a wish or a trouble, and what comes of it."""
     story = Story(teller)
-    story.say("open", hero=story.any("person"))
+    story.say("open", hero=story.any("hero"))
+    story.say("detail")
     # All roles that a first sentence may introduce; each names those of its own plot.
     wishes = [f"{plot}.wish" for plot in PLOTS if f"{plot}.wish" in teller.language.beats]
-    roles = {"friend": "person", "thing": "thing", "look": "look", "place": "place", "baby": "baby", "dish": "dish",
+    roles = {"friend": "friend", "thing": "thing", "look": "look", "place": "place", "baby": "baby", "dish": "dish",
              "occasion": "occasion", "seed": "seed", "contest": "contest", "prize": "prize", "noise": "noise",
              "message": "message"}
     wish = story.say(*wishes, **{role: story.any(pool) for role, pool in roles.items()})
