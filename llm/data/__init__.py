@@ -1,1 +1,1 @@
-"""From files to batches: records, token files, datasets, plans, and the embedded corpus `tinyworld`."""
+"""File -> record -> dataset -> batch. Read `corpus.py`, `tokenfile.py`, `datasets.py`, `plan.py`, `loader.py`."""

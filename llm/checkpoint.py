@@ -1,0 +1,264 @@
+"""Saving and loading. A checkpoint is a Hugging Face folder, and beside it, for resuming, the state of the trainer.
+
+    step-00000500/   config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
+                     trainer/state.json  trainer/optimizer.safetensors
+    index.json       which steps are complete, the latest, the best
+
+Everything is first written under another name, forced to the disk and then renamed, the index last; a run that is
+killed at any moment loses nothing that the index names. Weights are only ever read as safetensors, never unpickled.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from llm.interop import huggingface
+from llm.models.build import empty_model
+from llm.models.config import ModelConfig
+from llm.models.decoder import Decoder
+from llm.tokenizers.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+UNFINISHED = ".unfinished-"
+
+
+def save(model: nn.Module, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
+    """Write a model as a Hugging Face folder that transformers opens and `load` reads back to the bit.
+
+    A module of your own, without a configuration of ours, is saved as its weights alone.
+
+    Args:
+        model: a decoder, or any module.
+        folder: made if need be; files of the same names in it are replaced.
+        tokenizer: saved along, for AutoTokenizer and for `load`.
+
+    Example:
+        >>> import llm, tempfile
+        >>> model = llm.GPT(llm.GPTConfig(vocab_size=4, num_layers=1, num_heads=1, dim=8))
+        >>> folder = tempfile.mkdtemp()
+        >>> llm.save(model, folder)
+        >>> again, _ = llm.load(folder)
+        >>> torch.equal(again.embed.weight, model.embed.weight)
+        True
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = getattr(model, "config", None)
+    if isinstance(config, ModelConfig):
+        eos_id = tokenizer.eos_id if tokenizer is not None else None
+        tensors = huggingface.to_tensors(model.state_dict(), config)
+        _write_json(folder / "config.json", huggingface.to_config(config, eos_id=eos_id))
+        _write_json(folder / "generation_config.json", {"bos_token_id": eos_id, "eos_token_id": eos_id,
+                                                        "pad_token_id": eos_id})
+        safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    else:
+        safetensors.torch.save_model(model, str(folder / WEIGHTS))   # copes with tensors that modules share
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def load(
+    path: str | Path, *, device: torch.device | str = "cpu", dropout: float = 0.0
+) -> tuple[Decoder, Tokenizer | None]:
+    """Read a model and its tokenizer.
+
+    Args:
+        path: a run folder (its best checkpoint, else its latest), a checkpoint, or a Hugging Face folder.
+        device: where to put the weights.
+        dropout: for training it further.
+
+    Returns:
+        The model in float32 and in evaluation mode, and its tokenizer if the folder has one.
+
+    Raises:
+        ValueError: if there is no model at the path, or its files are damaged or of an unsupported kind.
+    """
+    folder = find_checkpoint(path)
+    config = read_config(folder)
+    model = empty_model(config, dropout=dropout)
+    state = huggingface.from_tensors(read_tensors(folder / WEIGHTS), config, model.state_dict())
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    return model.to(device).eval(), tokenizer
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Fill an existing model with the weights of a checkpoint, in place and strictly."""
+    config = getattr(model, "config", None)
+    if isinstance(config, ModelConfig):
+        tensors = read_tensors(folder / WEIGHTS)
+        model.load_state_dict(huggingface.from_tensors(tensors, config, model.state_dict()))
+    else:
+        safetensors.torch.load_model(model, str(folder / WEIGHTS))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The folder with the weights: the path itself, or the best (else latest) checkpoint of a run.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return path
+    index = CheckpointStore(path / "checkpoints").read_index()
+    step = index["best"] if index["best"] is not None else index["latest"]
+    if step is None:
+        what = "holds no complete checkpoint" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {what}; name a run folder, a checkpoint or a Hugging Face folder")
+    return path / "checkpoints" / step_name(step)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a Hugging Face folder."""
+    try:
+        return huggingface.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{folder / 'config.json'} lacks {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        ValueError: if it is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; weights are read only from safetensors files")
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def step_name(step: int) -> str:
+    """The folder name of a step."""
+    return f"step-{step:08d}"
+
+
+class CheckpointStore:
+    """The checkpoints of one run: what is complete, the latest, the best; writes a new one, removes old ones.
+
+    Args:
+        folder: `checkpoints` of the run.
+        keep: how many of the newest to keep; the best is kept besides. 0 keeps all.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 0):
+        self.folder = folder
+        self.keep = keep
+
+    def read_index(self) -> dict[str, Any]:
+        """`complete` (steps, ascending), `latest`, `best`; empty if nothing was saved yet."""
+        try:
+            return json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {"complete": [], "latest": None, "best": None}
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.folder / 'index.json'} is damaged: {error}") from error
+
+    def path(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.folder / step_name(step)
+
+    def write(self, step: int, fill: Callable[[Path], None], *, is_best: bool) -> None:
+        """Make the checkpoint of a step complete, or leave everything as it was.
+
+        Args:
+            step: the optimizer steps done.
+            fill: writes the files into the folder it is given.
+            is_best: whether this step becomes the best.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.clean()
+        target = self.path(step)
+        with _finished_folder(self.folder / f"{UNFINISHED}{target.name}", target) as unfinished:
+            fill(unfinished)
+        index = self.read_index()
+        steps = sorted({*index["complete"], step})
+        best = step if is_best else index["best"]
+        kept = [other for other in steps if other in (steps[-self.keep :] if self.keep else steps) or other == best]
+        self._write_index({"complete": kept, "latest": step, "best": best})
+        for other in set(steps) - set(kept):
+            shutil.rmtree(self.path(other))
+
+    def clean(self) -> None:
+        """Remove what killed runs left behind: unfinished folders, and steps that the index does not name."""
+        complete = {step_name(step) for step in self.read_index()["complete"]}
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name not in complete and path.name.startswith((UNFINISHED, "step-")):
+                shutil.rmtree(path)
+
+    def _write_index(self, index: dict[str, Any]) -> None:
+        unfinished = self.folder / f"{UNFINISHED}index.json"
+        _write_json(unfinished, index)
+        _sync(unfinished)
+        os.replace(unfinished, self.folder / "index.json")
+        _sync(self.folder)
+
+
+def write_trainer_state(folder: Path, state: Mapping[str, Any], optimizer: Mapping[str, Tensor]) -> None:
+    """Write `trainer/` of a checkpoint: plain values as JSON, the optimizer's tensors as safetensors."""
+    (folder / "trainer").mkdir()
+    _write_json(folder / "trainer" / "state.json", state)
+    safetensors.torch.save_file(dict(optimizer), folder / "trainer" / "optimizer.safetensors")
+
+
+def read_trainer_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The counterpart of `write_trainer_state`.
+
+    Raises:
+        ValueError: if the folder holds a model only, or its files are damaged.
+    """
+    path = folder / "trainer" / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} has no trainer/ to resume from; start from its weights with --model") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return state, read_tensors(folder / "trainer" / "optimizer.safetensors")
+
+
+@contextmanager
+def _finished_folder(unfinished: Path, target: Path) -> Iterator[Path]:
+    """A folder to fill; when that succeeds it is on the disk under its final name, else it is gone."""
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for path in sorted(unfinished.rglob("*")):
+            _sync(path)
+        _sync(unfinished)
+        os.replace(unfinished, target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return   # Windows cannot open folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_json(path: Path, table: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

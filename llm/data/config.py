@@ -1,0 +1,34 @@
+"""Which text to train on, and how it is cut. Torch-free."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The text, its tokenizer and its validation part."""
+
+    data: str = ""
+    """Text file (.txt), rows with a text (.jsonl), folder of them, or token file (.bin)."""
+    val: str | None = None
+    """Validation text of the same kinds; default: a part of the data."""
+    val_fraction: float = 0.1
+    """Share held out when there is no --val: the end of one document, or whole documents of many."""
+    tokenizer: str | None = None
+    """char, byte, or a folder or tokenizer.json; default: the model's own, else byte."""
+    document_separator: str = "<|endoftext|>"
+    """A line of a .txt file that equals it ends a document."""
+    raw_dtype: Literal["uint16", "uint32"] | None = None
+    """Read .bin files as plain streams of such ids, without a header."""
+    context: int | None = None
+    """Tokens in a training window; default: the model's context length."""
+    limit: int | None = None
+    """Use only the first N documents, for a quick try."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction={self.val_fraction} must lie between 0 and 1; 0.1 is usual")
+        if self.context is not None and self.context < 1:
+            raise ValueError(f"context={self.context} must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} must be at least 1")

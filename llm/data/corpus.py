@@ -1,0 +1,160 @@
+"""From `--data` to ids: which tokenizer, which validation part, and the two streams of tokens.
+
+Text is tokenized in memory; for more text than fits, make a token file first. Next: `datasets.py`.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llm.data.config import DataConfig
+from llm.data.records import read_documents, split_documents
+from llm.data.tokenfile import open_token_file, token_dtype
+from llm.tokenizers.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Corpus(NamedTuple):
+    """Training and validation tokens with the tokenizer that they belong to."""
+
+    train: np.ndarray              # (count,) uint16 or uint32
+    val: np.ndarray                # (count,) likewise
+    vocab_size: int
+    tokenizer: Tokenizer | None    # None for a raw stream of ids whose tokenizer nobody named
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the ids, so that a resumed run notices that its data have changed."""
+        digest = hashlib.sha256()
+        for tokens in (self.train, self.val):
+            digest.update(len(tokens).to_bytes(8, "little"))
+            for start in range(0, len(tokens), 1 << 24):   # in pieces: the streams may be memory maps of any size
+                digest.update(np.ascontiguousarray(tokens[start : start + (1 << 24)]).tobytes())
+        return digest.hexdigest()
+
+
+def load_corpus(config: DataConfig, *, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Read, tokenize and split.
+
+    Args:
+        config: what to read.
+        tokenizer: the one that a model to be trained on brings along; `config.tokenizer` may not contradict it.
+
+    Raises:
+        ValueError: for missing, empty or unreadable data, and for a tokenizer that does not fit it.
+    """
+    path = _existing(config.data, "--data")
+    if config.val is not None and _is_token_file(path) != _is_token_file(_existing(config.val, "--val")):
+        raise ValueError(f"--data {path} and --val {config.val}: one is a token file, the other is text; give both as "
+                         "token files (.bin) or both as text")
+    corpus = (_from_token_file if _is_token_file(path) else _from_text)(path, config, tokenizer)
+    for part, tokens in (("training", corpus.train), ("validation", corpus.val)):
+        if len(tokens) < 2:
+            raise ValueError(f"{path} gives {_count(len(tokens), 'token')} for {part}, and one to read and one to "
+                             "predict are the least; give more text, --val FILE or another --val-fraction")
+    return corpus
+
+
+def _from_text(path: Path, config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
+    if config.raw_dtype is not None:
+        raise ValueError(f"--raw-dtype {config.raw_dtype} is for streams of ids, files that end in .bin; {path} is "
+                         "read as text: leave it out, or rename the file")
+    documents = read_documents(path, separator=config.document_separator)
+    if config.limit is not None:
+        if len(documents) == 1:
+            raise ValueError(f"--limit {config.limit} counts documents, and {path} is a single one; separate documents "
+                             f"by lines of {config.document_separator!r}, or cut the file")
+        documents = documents[: config.limit]
+    if config.val is None:
+        train, val = split_documents(documents, fraction=config.val_fraction)
+    else:
+        train, val = documents, read_documents(_existing(config.val, "--val"), separator=config.document_separator)
+    if tokenizer is None:
+        tokenizer = make_tokenizer(config.tokenizer or "byte", train + val)
+    elif config.tokenizer:
+        _check_same(config.tokenizer, make_tokenizer(config.tokenizer, train + val), tokenizer)
+    log.info("%s: %s, %s characters for training, %s for validation", path, _count(len(documents), "document"),
+             f"{sum(map(len, train)):,}", f"{sum(map(len, val)):,}")
+    return Corpus(_encode(train, tokenizer), _encode(val, tokenizer), tokenizer.vocab_size, tokenizer)
+
+
+def make_tokenizer(name: str, documents: list[str]) -> Tokenizer:
+    """The tokenizer that `--tokenizer` names: char (from all the text), byte, or a saved one.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if name == "char":
+        return Tokenizer.character_level("".join(documents))
+    if name == "byte":
+        return Tokenizer.byte_level()
+    if Path(name).exists():
+        return Tokenizer.load(name)
+    raise ValueError(f"--tokenizer {name} is neither char nor byte, and there is no such folder or file; "
+                     "name a folder with a tokenizer.json, or the file itself")
+
+
+def _from_token_file(path: Path, config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
+    if config.limit is not None:
+        raise ValueError(f"--limit counts documents; {path} is a token file: cut it when it is made")
+    if config.tokenizer == "char":
+        raise ValueError(f"--tokenizer char takes its alphabet from a text, and {path} holds ids; name the "
+                         "tokenizer.json that they were made with")
+    file = open_token_file(path, raw_dtype=config.raw_dtype)
+    beside = path.with_name("tokenizer.json")
+    if config.tokenizer:
+        named = make_tokenizer(config.tokenizer, [])
+        _check_same(config.tokenizer, named, tokenizer or named)
+        tokenizer = named
+    elif tokenizer is None and beside.is_file():
+        tokenizer = Tokenizer.load(beside)
+    if config.val is None:
+        cut = int(len(file.tokens) * (1 - config.val_fraction))
+        train, val = file.tokens[:cut], file.tokens[cut:]
+    else:
+        other = open_token_file(_existing(config.val, "--val"), raw_dtype=config.raw_dtype)
+        if other.fingerprint != file.fingerprint:
+            raise ValueError(f"--val {config.val} was written with another tokenizer than {path}; write both with one")
+        train, val = file.tokens, other.tokens
+    if tokenizer is not None and file.fingerprint not in (None, tokenizer.fingerprint):
+        raise ValueError(f"{path} was written with another tokenizer (sha256 {str(file.fingerprint)[:12]}..., not "
+                         f"{tokenizer.fingerprint[:12]}...); tokenize the text again, or name the right --tokenizer")
+    highest = int(max(train.max(initial=0), val.max(initial=0)))
+    vocab_size = tokenizer.vocab_size if tokenizer is not None else file.vocab_size or highest + 1
+    if highest >= vocab_size:
+        raise ValueError(f"{path} holds id {highest}, but the vocabulary has only {vocab_size} ids; check --tokenizer "
+                         "and --raw-dtype")
+    return Corpus(train, val, vocab_size, tokenizer)
+
+
+def _check_same(name: str, named: Tokenizer, models: Tokenizer) -> None:
+    """The tokenizer that was asked for, held against the one that the model was trained with."""
+    if named.fingerprint != models.fingerprint:
+        raise ValueError(f"--tokenizer {name} is not the tokenizer that the model was trained with, and its ids would "
+                         "mean other text; leave --tokenizer out")
+
+
+def _is_token_file(path: Path) -> bool:
+    return path.suffix.lower() == ".bin" and not path.is_dir()
+
+
+def _encode(documents: list[str], tokenizer: Tokenizer) -> np.ndarray:
+    dtype = token_dtype(tokenizer.vocab_size)
+    return np.concatenate([tokenizer.encode_document(document).astype(dtype) for document in documents])
+
+
+def _existing(name: str, flag: str) -> Path:
+    if not name:
+        raise ValueError(f"{flag} is missing; name a text file, a folder of them or a token file")
+    path = Path(name)
+    if not path.exists():
+        raise ValueError(f"{flag} {name}: there is no such file or folder")
+    return path
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,117 @@
+"""Datasets: they know their samples' lengths and turn sample ids into a batch of tensors. Only they mask targets.
+
+What happens in which order is not theirs to say: see `plan.py`. Any map-style dataset of your own fits in `Examples`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from llm.losses import IGNORE_INDEX
+
+Batch = Any   # what a dataset hands to its objective; for ours a dict of tensors
+
+
+class Dataset(Protocol):
+    """What the Trainer needs of a dataset."""
+
+    def lengths(self, seed: int, epoch: int) -> np.ndarray:
+        """(samples,) int64, the length of every sample of this epoch, in tokens (1 where that means nothing)."""
+
+    def batch(self, sample_ids: np.ndarray, *, seed: int, epoch: int) -> Batch:
+        """The samples, stacked; a function of its arguments alone, so that a resumed run sees the same."""
+
+
+class TokenWindows:
+    """A stream of tokens, cut into windows of the training context; every next-token target occurs once an epoch.
+
+    The cuts move by an offset drawn per epoch, so that windows differ between epochs; the short pieces this leaves at
+    both ends are kept and padded.
+
+    Args:
+        tokens: (count,) ids of any integer type, in memory or memory-mapped.
+        context: T, targets in a full window, >= 1.
+        is_shifted: draw an offset per epoch (training); validation always cuts at multiples of the context.
+        vocab_size: V; ids beyond it are refused when they are met. None checks nothing.
+
+    Raises:
+        ValueError: if there are fewer than 2 tokens.
+
+    Example:
+        >>> windows = TokenWindows(np.arange(6), context=3, is_shifted=False)
+        >>> windows.batch(np.array([0, 1]), seed=0, epoch=0)["targets"]
+        tensor([[   1,    2,    3],
+                [   4,    5, -100]])
+    """
+
+    def __init__(self, tokens: np.ndarray, *, context: int, is_shifted: bool = True, vocab_size: int | None = None):
+        if len(tokens) < 2:
+            raise ValueError(f"the stream has {len(tokens)} tokens; it needs 2 or more, one to read and one to predict")
+        if context < 1:
+            raise ValueError(f"context={context} must be at least 1")
+        self.tokens = tokens
+        self.context = context
+        self.is_shifted = is_shifted
+        self.vocab_size = vocab_size
+
+    def lengths(self, seed: int, epoch: int) -> np.ndarray:
+        first, last = self._first_cut(seed, epoch), len(self.tokens) - 1
+        num_windows = 1 + max(0, -(-(last - first) // self.context))
+        return np.diff(self._borders(np.arange(num_windows + 1), seed, epoch))
+
+    def batch(self, sample_ids: np.ndarray, *, seed: int, epoch: int) -> dict[str, Tensor]:
+        """`input_ids` and `targets`, (B, T) int64; T is the longest of these windows."""
+        starts, ends = self._borders(sample_ids, seed, epoch), self._borders(sample_ids + 1, seed, epoch)
+        places = starts[:, None] + np.arange((ends - starts).max())   # (B, T)
+        is_real = places < ends[:, None]
+        places = np.minimum(places, ends[:, None] - 1)
+        inputs = self.tokens[places].astype(np.int64)
+        targets = self.tokens[places + 1].astype(np.int64)
+        for found in (min(inputs.min(), targets.min()), max(inputs.max(), targets.max())):
+            if self.vocab_size is not None and not 0 <= found < self.vocab_size:
+                raise ValueError(f"the data hold id {found}, but the vocabulary has only {self.vocab_size}; "
+                                 "the token file belongs to another tokenizer")
+        return {
+            "input_ids": torch.from_numpy(np.where(is_real, inputs, 0)),
+            "targets": torch.from_numpy(np.where(is_real, targets, IGNORE_INDEX)),
+        }
+
+    def _first_cut(self, seed: int, epoch: int) -> int:
+        if not self.is_shifted:
+            return self.context
+        return int(np.random.Generator(np.random.PCG64([seed, epoch, 1])).integers(1, self.context + 1))
+
+    def _borders(self, numbers: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """Where windows of these numbers begin: 0, first cut, first cut + T, ..., count - 1."""
+        cuts = self._first_cut(seed, epoch) + (numbers - 1) * self.context
+        return np.clip(cuts, 0, len(self.tokens) - 1)
+
+
+class Examples:
+    """Any sequence of your own samples, for your own module and objective in our Trainer.
+
+    Args:
+        samples: anything with `len` and integer indexing.
+        collate: turns a list of samples into a batch; default torch's `default_collate`.
+
+    Example:
+        >>> examples = Examples([(torch.tensor(1.0), 2), (torch.tensor(3.0), 4)])
+        >>> examples.batch(np.array([1, 0]), seed=0, epoch=0)
+        [tensor([3., 1.]), tensor([4, 2])]
+    """
+
+    def __init__(self, samples: Sequence[Any], *, collate: Callable[[list[Any]], Batch] = default_collate):
+        if not len(samples):
+            raise ValueError("there are no samples")
+        self.samples = samples
+        self.collate = collate
+
+    def lengths(self, seed: int, epoch: int) -> np.ndarray:
+        return np.ones(len(self.samples), dtype=np.int64)
+
+    def batch(self, sample_ids: np.ndarray, *, seed: int, epoch: int) -> Batch:
+        return self.collate([self.samples[int(sample_id)] for sample_id in sample_ids])

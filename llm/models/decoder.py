@@ -1,0 +1,181 @@
+"""The trunk every decoder shares: embed, blocks, final norm, head. A family adds its block and its positions.
+
+What is not here: the families (`gpt.py`, `qwen.py`), initial values (`init.py`), generation (`llm/generation.py`).
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llm.losses import next_token_loss_sum, token_log_likelihood
+from llm.models.config import ModelConfig
+from llm.nn import Attention, AttentionPlan, KVCache, plan_attention
+from llm.nn.cache import LayerCache
+
+
+class Output(NamedTuple):
+    """What `Decoder.forward` computed; the fields that were not asked for are None."""
+
+    logits: Tensor | None = None           # (B, T, V), or (B, 1, V) with `logits_at`
+    loss_sum: Tensor | None = None         # scalar float32, nats summed over the supervised positions
+    log_likelihood: Tensor | None = None   # (B, T) float32, 0 where ignored
+
+
+class Block(nn.Module):
+    """One pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        attention_norm, attention, mlp_norm, mlp: the four parts, in order.
+        dropout: share of each branch's output that is zeroed while training.
+
+    Paper: pre-norm: Xiong et al. 2020, arXiv:2002.04745.
+    """
+
+    def __init__(self, attention_norm: nn.Module, attention: Attention, mlp_norm: nn.Module, mlp: nn.Module, *,
+                 dropout: float):
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        plan: AttentionPlan,
+        rope: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """(B, T, C) to (B, T, C); the arguments are those of `Attention.forward`."""
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), plan, rope, cache))
+        return hidden + self.dropout(self.mlp(self.mlp_norm(hidden)))
+
+
+class Decoder(nn.Module):
+    """A causal language model. Families subclass it and override `embed_tokens` or `rotary`.
+
+    Args:
+        config: the architecture; `vocab_size` must be set.
+        blocks: the layers, in order.
+        final_norm: before the head.
+        dropout: on the embeddings, while training (the blocks bring their own).
+
+    Raises:
+        ValueError: if `config.vocab_size` is 0.
+    """
+
+    def __init__(self, config: ModelConfig, *, blocks: Sequence[Block], final_norm: nn.Module, dropout: float):
+        super().__init__()
+        if config.vocab_size < 1:
+            raise ValueError(f"vocab_size={config.vocab_size} is not set; give the tokenizer's vocab_size")
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(blocks)
+        self.final_norm = final_norm
+        self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.use_checkpointing = False   # recompute each block in the backward: less memory, a third more work
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C), the output embedding; the input embedding itself when tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def embed_tokens(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """(B, T) ids at (B or 1, T) positions to (B, T, C)."""
+        return self.embed(input_ids)
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """RoPE tables for the positions, or None for a family without RoPE."""
+        return None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        targets: Tensor | None = None,
+        reduction: Literal["sum", "none"] = "sum",
+        positions: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        logits_at: Tensor | None = None,
+    ) -> Output:
+        """The model's only entry, with optional results: wrappers such as DDP know no other.
+
+        Without targets it returns logits. With targets it never returns them, so that the head may be computed in
+        pieces: `reduction="sum"` gives `loss_sum`, `reduction="none"` gives `log_likelihood`.
+
+        Args:
+            input_ids: (B, T) int64 in [0, V).
+            targets: (B, T) int64, the token after each position, or IGNORE_INDEX.
+            reduction: which result targets ask for.
+            positions: (B, T) int64; default 0 .. T-1, or going on from the cache. Give them for packed rows
+                (restarting with each segment) and, with a cache, for rows of different lengths.
+            segment_ids: (B, T) int64; tokens see only their own segment.
+            cache: keys and values of earlier tokens; the new ones are written into it and its length grows by T.
+            logits_at: (B,) int64; compute the logits of this one place of each row only.
+
+        Returns:
+            `Output` with one field set.
+
+        Raises:
+            ValueError: if the text is longer than the context or the cache.
+
+        Example:
+            >>> import llm, torch
+            >>> model = llm.GPT(llm.GPTConfig(vocab_size=65, num_layers=1, num_heads=2, dim=16))
+            >>> model(torch.tensor([[1, 2, 3]])).logits.shape
+            torch.Size([1, 3, 65])
+        """
+        cached = cache.length if cache is not None else 0
+        length = input_ids.shape[1]
+        if cached + length > self.config.context_length:
+            raise ValueError(f"{cached + length} tokens exceed the model's context_length of "
+                             f"{self.config.context_length}; shorten the text")
+        if cache is not None and cached + length > cache.max_length:
+            raise ValueError(f"{cached + length} tokens exceed the cache's max_length of {cache.max_length}")
+
+        slots = positions if cache is not None else None   # with a cache, a token's slot is its position
+        plan = plan_attention(length, cached=cached, slots=slots, segment_ids=segment_ids, device=input_ids.device)
+        if positions is None:
+            positions = plan.slots
+        rope = self.rotary(positions)
+        hidden = self.dropout(self.embed_tokens(input_ids, positions))   # (B, T, C)
+        for layer, block in enumerate(self.blocks):
+            if self.use_checkpointing and self.training and cache is None:
+                hidden = checkpoint(block, hidden, plan, rope, use_reentrant=False)
+            else:
+                hidden = block(hidden, plan, rope, cache.layers[layer] if cache is not None else None)
+        if cache is not None:
+            cache.length += length
+
+        if targets is None:
+            if logits_at is not None:
+                hidden = hidden[torch.arange(len(hidden), device=hidden.device), logits_at][:, None]   # (B, 1, C)
+            return Output(logits=F.linear(self.final_norm(hidden), self.head_weight))
+        hidden = self.final_norm(hidden)
+        if reduction == "sum":
+            return Output(loss_sum=next_token_loss_sum(hidden, self.head_weight, targets))
+        return Output(log_likelihood=token_log_likelihood(hidden, self.head_weight, targets))
+
+    def new_cache(self, batch_size: int, max_length: int, *, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache that fits this model.
+
+        Args:
+            batch_size: rows, B.
+            max_length: tokens per row, prompt and answer together.
+            dtype: what attention computes in; default the parameters' dtype, under autocast its dtype.
+        """
+        weight = self.embed.weight
+        if dtype is None:
+            kind = weight.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        return KVCache(
+            num_layers=self.config.num_layers, batch_size=batch_size, num_kv_heads=self.config.kv_heads,
+            max_length=max_length, head_dim=self.config.head_width, dtype=dtype, device=weight.device,
+        )

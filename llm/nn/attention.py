@@ -1,0 +1,206 @@
+"""Causal self-attention with grouped key/value heads, twice: naive, as in the paper, and fused, as it is run.
+
+The two share no mask code, so a test that they agree says something. Which keys a query may see is worked out once
+per forward, in an `AttentionPlan`, and handed to every layer; the modules themselves remember nothing.
+
+Papers: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads: Ainslie et al. 2023, arXiv:2305.13245;
+norms on queries and keys: Henry et al. 2020, arXiv:2010.04245. Next: `cache.py`.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.nn.cache import LayerCache
+from llm.nn.norm import RMSNorm
+from llm.nn.rope import apply_rope
+
+
+class AttentionPlan(NamedTuple):
+    """Who may look at whom in one forward pass, the same for every layer.
+
+    Keys stand in slots 0 .. num_keys - 1: without a cache, slot = place in the row; with one, slot = position.
+    A query sees the slots up to its own, and among them only those of its own segment.
+    """
+
+    slots: Tensor                # (B or 1, T) int64, the slot of each query's own key
+    start: int | None            # first slot when every row uses the same T neighbours, else None
+    num_keys: int                # S
+    segment_ids: Tensor | None   # (B, T) int64, packed documents; never together with a cache
+    mask: Tensor | None          # (B or 1, 1, T, S) bool, True = visible; for `fused_attention`, which explains None
+
+
+def plan_attention(
+    num_queries: int,
+    *,
+    cached: int = 0,
+    slots: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> AttentionPlan:
+    """Work out slots and mask for `num_queries` new tokens behind `cached` earlier ones.
+
+    Args:
+        num_queries: T.
+        cached: tokens already in the cache, 0 without one.
+        slots: (B, T) int64 where rows stand at different positions (ragged batches), each < cached + T.
+        segment_ids: (B, T) int64; tokens see only their own segment. Only without a cache.
+        device: where the mask is needed.
+
+    Returns:
+        The plan. Its mask is None in the two common cases, a whole text and one more token, where the fused
+        kernel needs none.
+
+    Raises:
+        ValueError: for segments together with a cache.
+
+    Example:
+        >>> plan_attention(2, cached=1).mask[0, 0]
+        tensor([[ True,  True, False],
+                [ True,  True,  True]])
+    """
+    num_keys = cached + num_queries
+    start = None if slots is not None else cached
+    ragged = slots
+    if slots is None:
+        slots = torch.arange(cached, num_keys, device=device)[None]   # (1, T)
+    mask = None
+    if segment_ids is not None:
+        if cached:
+            raise ValueError(f"segment_ids with a cache of {cached} tokens; packed texts are only for training")
+        same = segment_ids[:, :, None] == segment_ids[:, None, :]   # (B, T, S)
+        mask = same.tril()[:, None]   # (B, 1, T, S)
+    elif ragged is not None:
+        mask = torch.arange(num_keys, device=device) <= ragged[:, None, :, None]   # (B, 1, T, S)
+    elif cached and num_queries > 1:
+        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(cached)[None, None]
+    return AttentionPlan(slots, start, num_keys, segment_ids, mask)
+
+
+def naive_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v, written out; the whole T x S matrix exists. For reading and for tests.
+
+    Args:
+        q: (B, H, T, D) queries.
+        k, v: (B, G, S, D) keys and values; G divides H, query head h reads group h // (H / G).
+        plan: says which slots each query sees; its `mask` is not read.
+
+    Returns:
+        (B, H, T, D).
+    """
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)   # (B, H, S, D)
+    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)   # (B, H, S, D)
+    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5   # (B, H, T, S)
+    key_slot = torch.arange(k.shape[2], device=q.device)
+    hidden = key_slot[None, None, None, :] > plan.slots[:, None, :, None]
+    if plan.segment_ids is not None:
+        hidden = hidden | (plan.segment_ids[:, None, :, None] != plan.segment_ids[:, None, None, :])
+    weights = scores.float().masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    return weights.to(v.dtype) @ v
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+    """The same through torch's fused kernel, which never writes the T x S matrix to memory.
+
+    Args:
+        q: (B, H, T, D) queries.
+        k, v: (B, G, S, D) keys and values; G divides H.
+        plan: without a mask it means plain causal attention over T = S tokens, or one query that sees all S.
+
+    Returns:
+        (B, H, T, D).
+
+    Paper: Dao et al. 2022, arXiv:2205.14135.
+    """
+    num_queries = q.shape[2]
+    is_causal = plan.mask is None and num_queries > 1
+    assert not is_causal or num_queries == k.shape[2], "a plan without a mask is for T = S or T = 1"
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=plan.mask, is_causal=is_causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+class Attention(nn.Module):
+    """Each token asks (q), every earlier token offers (k) and answers (v); the answers are mixed by how well they fit.
+
+    Args:
+        dim: C, width in and out.
+        num_heads: H, query heads.
+        num_kv_heads: G, key/value heads, a divisor of H; fewer make the cache smaller. Default H.
+        head_dim: D; default C / H.
+        use_qkv_bias: biases on the q, k and v projections (GPT-2, Qwen2).
+        use_out_bias: a bias on the output projection (GPT-2).
+        use_qk_norm: RMSNorm on each query and key head before RoPE (Qwen3).
+        norm_eps: of those norms.
+        use_fused: the fused kernel (default), or the naive one, which shows every step.
+
+    Raises:
+        ValueError: if the heads do not fit the width or each other.
+
+    Example:
+        >>> Attention(dim=64, num_heads=4, num_kv_heads=2)(torch.zeros(1, 5, 64)).shape
+        torch.Size([1, 5, 64])
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        use_qkv_bias: bool = False,
+        use_out_bias: bool = False,
+        use_qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        use_fused: bool = True,
+    ):
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if head_dim is None:
+            if dim % num_heads:
+                raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor or set head_dim")
+            head_dim = dim // num_heads
+        if num_heads % num_kv_heads:
+            raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}; choose a divisor")
+        self.head_dim = head_dim
+        self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=use_qkv_bias)
+        self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=use_qkv_bias)
+        self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=use_qkv_bias)
+        self.out_proj = nn.Linear(num_heads * head_dim, dim, bias=use_out_bias)
+        self.q_norm = RMSNorm(head_dim, eps=norm_eps) if use_qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head_dim, eps=norm_eps) if use_qk_norm else nn.Identity()
+        self.attend = fused_attention if use_fused else naive_attention
+
+    def forward(
+        self,
+        x: Tensor,
+        plan: AttentionPlan | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Mix the tokens of each row.
+
+        Args:
+            x: (B, T, C).
+            plan: who sees whom; default plain causal.
+            rope: the tables of `rope_tables` for the T positions, or None for no rotation.
+            cache: this layer's cache, written in place; earlier tokens are read from it.
+
+        Returns:
+            (B, T, C).
+        """
+        if plan is None:
+            plan = plan_attention(x.shape[1], device=x.device)
+        q = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, H, T, D)
+        k = self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, G, T, D)
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)   # (B, G, T, D)
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        q, k = q.to(v.dtype), k.to(v.dtype)   # under autocast the norms' float32 gains have widened them
+        if cache is not None:
+            k, v = cache.write(k, v, slots=plan.slots, start=plan.start, num_keys=plan.num_keys)   # (B, G, S, D)
+        mixed = self.attend(q, k, v, plan)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))   # (B, T, C)

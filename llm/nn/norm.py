@@ -1,0 +1,61 @@
+"""LayerNorm (GPT) and RMSNorm (Qwen, Llama): keep the residual stream at a scale the next layer expects.
+
+Both normalise each token's vector on its own, so they never mix positions. Next: `rope.py`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm(nn.Module):
+    """Centre each vector, scale it to unit variance, then apply a learned gain and bias.
+
+    y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
+
+    Args:
+        dim: width of the vectors, C.
+        eps: added to the variance, > 0; GPT-2 uses 1e-5.
+
+    Paper: Ba et al. 2016, arXiv:1607.06450, eq. 4.
+
+    Example:
+        >>> LayerNorm(4)(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).sum().abs() < 1e-5
+        tensor(True)
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to unit root mean square, then apply a learned gain; no centring, no bias.
+
+    y = x / sqrt(mean(x^2) + eps) * weight
+
+    Args:
+        dim: width of the vectors, C (or D for the norms on queries and keys).
+        eps: added to the mean square, > 0; Qwen uses 1e-6.
+
+    Paper: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4.
+
+    Example:
+        >>> RMSNorm(2, eps=1e-6)(torch.tensor([3.0, 4.0])).square().mean()
+        tensor(1.0000, grad_fn=<MeanBackward0>)
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()   # a bf16 mean over thousands of squares would keep only two digits
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight

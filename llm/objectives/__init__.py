@@ -1,0 +1,1 @@
+"""What is to be minimised. Read `base.py`, then `language.py`."""

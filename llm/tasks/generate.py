@@ -1,0 +1,84 @@
+"""Let a model write on from a prompt."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llm.config import load
+from llm.tasks import entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Let a model write on from a prompt.
+
+    python -m llm.tasks.generate --model logs/pretrain/RUN --prompt "Once upon a time"
+    """
+
+    config: str | None = None
+    """A TOML file with any of these settings."""
+    model: str = ""
+    """A run folder (its best checkpoint), a checkpoint, or a Hugging Face folder."""
+    prompt: str = ""
+    """What the text begins with; default: the beginning of a document."""
+    max_new_tokens: int = 200
+    """How many tokens to write at most."""
+    num_samples: int = 1
+    """How many texts; one is shown as it is written."""
+    temperature: float = 0.8
+    """Below 1 safer, above 1 wilder, 0 always the likeliest token."""
+    top_k: int | None = None
+    """Choose only among the k likeliest tokens."""
+    top_p: float | None = None
+    """Choose only among the likeliest tokens that together have this probability."""
+    seed: int = 1
+    """The same seed writes the same text."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of matrix products; the same text as another program is a matter of fp32."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads; default torch's choice."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = load(GenerateConfig, argv, prog="python -m llm.tasks.generate")
+    if not config.model:
+        raise ValueError("--model is missing; name a run folder, a checkpoint or a Hugging Face folder")
+    if config.num_samples < 1:
+        raise ValueError(f"num_samples={config.num_samples} must be at least 1")
+
+    from llm.checkpoint import find_checkpoint
+    from llm.checkpoint import load as load_model
+    from llm.generation import generate, generate_steps
+    from llm.runtime import start
+    from llm.train.samples import start_ids
+
+    world = start(device=config.device, precision=config.precision, threads=config.threads)
+    folder = find_checkpoint(config.model)
+    model, tokenizer = load_model(folder, device=world.device)
+    if tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer.json; text cannot be turned into its ids")
+    print(f"{folder}", file=sys.stderr)
+    prompts = [start_ids(tokenizer, config.prompt)] * config.num_samples
+    settings = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_k": config.top_k,
+                "top_p": config.top_p, "seed": config.seed, "eos_id": tokenizer.eos_id,
+                "unused_ids": tokenizer.unused_ids}
+    with world.autocast():
+        if config.num_samples == 1:
+            print(config.prompt, end="", flush=True)
+            ids = (token for [token] in generate_steps(model, prompts, **settings)   # type: ignore[arg-type]
+                   if token is not None and token != tokenizer.eos_id)
+            for piece in tokenizer.stream(ids):
+                print(piece, end="", flush=True)
+            print()
+        else:
+            for number, row in enumerate(generate(model, prompts, **settings), start=1):   # type: ignore[arg-type]
+                text = tokenizer.decode(token for token in row if token != tokenizer.eos_id)
+                print(f"--- {number}\n{config.prompt}{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    entry(main)

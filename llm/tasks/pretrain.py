@@ -1,0 +1,133 @@
+"""Train a language model on text, from nothing or from the weights of another."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llm.config import load
+from llm.data.config import DataConfig
+from llm.models.config import ModelConfig, QwenConfig, model_preset, preset_table
+from llm.tasks import entry
+from llm.train.config import TrainConfig
+from llm.train.run import RunConfig, find_run, open_run, record_environment
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """The texts written at each validation, into samples.txt."""
+
+    sample_prompt: str = ""
+    """What they begin with; default: the beginning of a document."""
+    sample_tokens: int = 200
+    """Their length in tokens; 0 writes none."""
+    sample_temperature: float = 0.8
+    """Their temperature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Train a language model on text, from nothing or from the weights of another.
+
+    python -m llm.tasks.pretrain --data my.txt --tokenizer char --steps 500
+    """
+
+    config: str | None = None
+    """Settings to start from: a preset of presets/runs, or a TOML file such as a run.toml."""
+    model: str = "qwen-tiny"
+    """A preset (trains from nothing), or a run, checkpoint or Hugging Face folder (goes on from its weights)."""
+    architecture: ModelConfig = field(default_factory=QwenConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = load(PretrainConfig, argv, prog="python -m llm.tasks.pretrain", choose_model=choose_model,
+                  resume_file=lambda name: find_run("pretrain", name) / "run.toml")
+    with open_run("pretrain", config.run, config) as folder:
+        stop_signal = pretrain(config, folder)
+    print(folder)
+    return 128 + stop_signal if stop_signal else 0
+
+
+def choose_model(name: str) -> Mapping[str, Any]:
+    """What `--model` fixes: the architecture of a preset or of a folder."""
+    if Path(name).is_dir():
+        from llm.checkpoint import find_checkpoint, read_config
+
+        return {"architecture": read_config(find_checkpoint(name))}
+    return {"architecture": model_preset(name)}
+
+
+def pretrain(config: PretrainConfig, folder: Path) -> int | None:
+    """Train in a run folder; returns the signal that ended it early, if one did."""
+    import torch  # here, not above: --help must not wait for it
+
+    from llm.checkpoint import load as load_model
+    from llm.data.corpus import load_corpus
+    from llm.data.datasets import TokenWindows
+    from llm.models.build import build_model
+    from llm.models.profile import format_bytes, profile_model
+    from llm.objectives.language import NextToken
+    from llm.runtime import peak_memory, start
+    from llm.train.logger import trackers
+    from llm.train.samples import SampleWriter
+    from llm.train.trainer import Trainer
+
+    world = start(device=config.train.device, precision=config.train.precision, threads=config.train.threads)
+    if Path(config.model).is_dir():
+        if choose_model(config.model)["architecture"] != config.architecture:
+            raise ValueError(f"--model {config.model} brings its own architecture; leave the architecture's flags out")
+        model, tokenizer = load_model(config.model, dropout=config.train.dropout)
+        corpus = load_corpus(config.data, tokenizer=tokenizer)
+        context = config.data.context or model.config.context_length
+        if context > model.config.context_length:
+            raise ValueError(f"--context {context} exceeds the model's context_length={model.config.context_length}")
+    else:
+        data = replace(config.data, tokenizer=config.data.tokenizer or preset_table(config.model).get("tokenizer"))
+        corpus = load_corpus(data)
+        context = config.data.context or config.architecture.context_length
+        architecture = replace(config.architecture, vocab_size=corpus.vocab_size, context_length=context)
+        generator = torch.Generator().manual_seed(config.train.seed)
+        model = build_model(architecture, dropout=config.train.dropout, generator=generator)
+    tokenizer = corpus.tokenizer
+    record_environment(folder, hashes={"data": corpus.fingerprint,
+                                       "tokenizer": tokenizer.fingerprint if tokenizer else None})
+
+    rows = -(-config.train.batch_size // config.train.accumulate)
+    profile = profile_model(model.config, rows=rows, context=context, precision=world.precision,
+                            device_type=world.device.type, use_checkpointing=config.train.activation_checkpointing)
+    log.info("%s on %s in %s: %s", config.model, world.device, world.precision, profile)
+    samples = config.samples
+    writer = SampleWriter(samples.sample_prompt, num_tokens=samples.sample_tokens,
+                          temperature=samples.sample_temperature)
+    trainer = Trainer(
+        model,
+        NextToken(tokenizer.byte_counts if tokenizer else None),
+        train=TokenWindows(corpus.train, context=context, vocab_size=model.config.vocab_size),
+        val=TokenWindows(corpus.val, context=context, vocab_size=model.config.vocab_size, is_shifted=False),
+        config=config.train,
+        folder=folder,
+        tokenizer=tokenizer,
+        world=world,
+        loggers=trackers(folder, config, tensorboard=config.run.tensorboard, wandb=config.run.wandb),
+        after_eval=writer if tokenizer and samples.sample_tokens else None,
+    )
+    if config.run.resume:
+        trainer.resume()
+    memory_before = peak_memory(world.device)
+    state = trainer.fit()
+    speed = state.tokens / max(state.elapsed_s, 1e-9)
+    log.info("%d steps, %s tokens, %.0f s of training: %s tokens/s, %.0f GFLOP/s; memory grew by %s to %s", state.step,
+             f"{state.tokens:,}", state.elapsed_s, f"{speed:,.0f}", speed * profile.flops_per_token / 1e9,
+             format_bytes(peak_memory(world.device) - memory_before), format_bytes(peak_memory(world.device)))
+    return trainer.stop_signal
+
+
+if __name__ == "__main__":
+    entry(main)

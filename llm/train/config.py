@@ -1,0 +1,100 @@
+"""The settings of a training run. Torch-free; the trainer itself is in `trainer.py`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train: length, batch, optimizer, precision, and how often to look and to save.
+
+    Example:
+        >>> TrainConfig(steps=10, epochs=2)
+        Traceback (most recent call last):
+        ValueError: steps=10 and epochs=2: give one of them
+    """
+
+    steps: int | None = None
+    """Optimizer steps in all; default: one epoch."""
+    epochs: int | None = None
+    """Passes over the data, instead of --steps."""
+    batch_size: int = 16
+    """Samples in one optimizer step, over all processes."""
+    accumulate: int = 1
+    """Micro-batches that a step is cut into, to save memory; the result is the same."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    optimizer: Literal["adamw"] = "adamw"
+    """The optimizer of all parameters."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """What the learning rate does after the warmup; wsd is warmup, stable, decay."""
+    warmup: int | None = None
+    """Steps of linear warmup; default: a twentieth of the run, at most 100."""
+    min_lr_ratio: float = 0.1
+    """Where cosine, linear and wsd end, as a share of the peak."""
+    decay_fraction: float = 0.2
+    """Share of the run in which wsd decays."""
+    beta1: float = 0.9
+    """AdamW's memory of the gradient."""
+    beta2: float = 0.95
+    """AdamW's memory of its square."""
+    weight_decay: float = 0.1
+    """Decay of matrices and embeddings; vectors are left alone."""
+    clip: float = 1.0
+    """Longest gradient norm; 0 never clips."""
+    dropout: float = 0.0
+    """Share of activations dropped while training."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of matrix products; auto is bf16 where the hardware has it."""
+    compile: bool = False
+    """torch.compile every block; falls back with a warning where it cannot."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward: less memory, about a third more time."""
+    eval_every: int = 50
+    """Steps between validations; 0 validates at the end only."""
+    eval_tokens: int | None = None
+    """Validate on at most this many tokens; default all."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: at a new best, at the end, and when interrupted."""
+    save_every_epochs: int = 0
+    """Epochs between checkpoints, besides."""
+    save_best: bool = True
+    """Save whenever the validation loss is the lowest so far."""
+    keep: int = 3
+    """Newest checkpoints to keep, besides the best; 0 keeps all."""
+    max_skipped: int = 10
+    """Stop after this many steps in a row without a usable gradient."""
+    seed: int = 1
+    """Of weights, data order and dropout."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """CPU threads; default torch's choice."""
+
+    def __post_init__(self) -> None:
+        found = []
+        if self.steps is not None and self.epochs is not None:
+            found.append(f"steps={self.steps} and epochs={self.epochs}: give one of them")
+        for name in ("steps", "epochs", "batch_size", "accumulate", "max_skipped"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(f"{name}={value} must be at least 1")
+        for name in ("warmup", "eval_every", "save_every", "save_every_epochs", "keep", "seed", "weight_decay", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                found.append(f"{name}={value} must be at least 0")
+        if not self.lr > 0:
+            found.append(f"lr={self.lr} must be above 0")
+        if self.accumulate > self.batch_size:
+            found.append(f"accumulate={self.accumulate} exceeds batch_size={self.batch_size}; a step cannot be cut "
+                         "finer than its samples")
+        for name in ("beta1", "beta2", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        for name in ("min_lr_ratio", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        if self.eval_tokens is not None and self.eval_tokens < 1:
+            found.append(f"eval_tokens={self.eval_tokens} must be at least 1")
+        if found:
+            raise ValueError("; ".join(found))

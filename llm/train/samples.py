@@ -1,0 +1,51 @@
+"""A text of the model at each validation, in samples.txt: the eye sees what the loss does not."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from llm.generation import generate
+from llm.models.decoder import Decoder
+from llm.tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llm.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class SampleWriter:
+    """An `after_eval` that appends one generated text to samples.txt.
+
+    Args:
+        prompt: what the text begins with; empty: the beginning of a document.
+        num_tokens: how many tokens to write; fewer if the model's context ends.
+        temperature: of the sampling; the seed is the step, so a resumed run writes the same.
+    """
+
+    def __init__(self, prompt: str, *, num_tokens: int, temperature: float):
+        self.prompt = prompt
+        self.num_tokens = num_tokens
+        self.temperature = temperature
+
+    def __call__(self, trainer: "Trainer", row: dict[str, Any]) -> None:
+        tokenizer, model = trainer.tokenizer, trainer.model
+        if tokenizer is None or trainer.folder is None or not isinstance(model, Decoder):
+            return
+        model.eval()
+        start = start_ids(tokenizer, self.prompt)
+        num_tokens = max(0, min(self.num_tokens, model.config.context_length - len(start)))
+        with trainer.world.autocast():
+            [ids] = generate(model, [start], max_new_tokens=num_tokens, temperature=self.temperature, seed=row["step"],
+                             eos_id=tokenizer.eos_id, unused_ids=tokenizer.unused_ids)
+        text = self.prompt + tokenizer.decode(token for token in ids if token != tokenizer.eos_id)
+        with open(trainer.folder / "samples.txt", "a", encoding="utf-8") as file:
+            file.write(f"=== step {row['step']}, {row['split']} loss {row['loss']:.4f}\n{text}\n\n")
+
+
+def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The ids a generated text begins with; for an empty prompt the end-of-text token, or a line break, or id 0."""
+    if prompt:
+        return tokenizer.encode(prompt)
+    if tokenizer.eos_id is not None:
+        return [tokenizer.eos_id]
+    return [tokenizer.vocabulary.ranks.get(b"\n", 0)]

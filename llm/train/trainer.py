@@ -1,0 +1,406 @@
+"""The one training loop: its moments stand in `Trainer.fit` in the order in which they happen.
+
+What makes it exact: an objective returns sums, and a step divides once, by all that the step supervises, so that one
+batch of 8 equals 4 micro-batches of 2. `state.step` is the only clock; data order and learning rate are functions of
+it, so a resumed run goes on bit for bit. What it trains need not be a model of ours.
+"""
+
+import base64
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from llm.checkpoint import (
+    CheckpointStore,
+    load_weights,
+    read_trainer_state,
+    save,
+    write_trainer_state,
+)
+from llm.data.datasets import Dataset
+from llm.data.loader import Loader, MicroBatch
+from llm.evaluate import evaluate
+from llm.objectives.base import Objective
+from llm.runtime import World, start
+from llm.tokenizers.tokenizer import Tokenizer
+from llm.train.config import TrainConfig
+from llm.train.logger import Console, JsonLines, Logger, Plot
+from llm.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from llm.train.schedule import lr_factor, warmup_steps
+
+log = logging.getLogger(__name__)
+
+GROWING = ("metrics.jsonl", "samples.txt")   # files of a run that only grow; a resumed run cuts them back
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; together with weights, optimizer and RNG, all that a resumed run needs."""
+
+    step: int = 0              # optimizer steps of the plan done, skipped ones included: the only clock
+    epoch: int = 0
+    place: int = 0             # steps done in this epoch
+    tokens: int = 0            # read so far
+    elapsed_s: float = 0.0     # in training steps
+    wall_s: float = 0.0        # in all, up to the last save
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+
+
+class Trainer:
+    """Trains any module with any objective.
+
+    Args:
+        model: moved to the device of `world`; a decoder of ours, or any module.
+        objective: what to minimise.
+        train: the training data.
+        val: the validation data, or None.
+        config: how to train.
+        folder: where metrics, plot and checkpoints go; None writes nothing.
+        tokenizer: saved with every checkpoint.
+        world: device, precision and processes; default from `config`.
+        loggers: told of every row besides the folder's own.
+        after_eval: called with the trainer and the row after each validation, such as to write samples.
+
+    Example:
+        >>> import llm, numpy as np
+        >>> model = llm.GPT(llm.GPTConfig(vocab_size=4, context_length=8, num_layers=1, num_heads=1, dim=8))
+        >>> windows = llm.TokenWindows(np.arange(33) % 4, context=8)
+        >>> config = llm.TrainConfig(steps=3, batch_size=2, device="cpu", precision="fp32")
+        >>> llm.Trainer(model, llm.NextToken(), train=windows, config=config).fit().step
+        3
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        train: Dataset,
+        val: Dataset | None = None,
+        config: TrainConfig | None = None,
+        folder: str | Path | None = None,
+        tokenizer: Tokenizer | None = None,
+        world: World | None = None,
+        loggers: Sequence[Logger] = (),
+        after_eval: Callable[["Trainer", dict[str, Any]], None] | None = None,
+    ):
+        self.config = config = config or TrainConfig()
+        self.world = world or start(device=config.device, precision=config.precision, threads=config.threads)
+        self.model = model.to(self.world.device)
+        self.objective = objective
+        self.val = val
+        self.folder = Path(folder) if folder is not None else None
+        self.tokenizer = tokenizer
+        self.loggers = list(loggers)
+        self.after_eval = after_eval
+        self.state = TrainState()
+        self.stop_signal: int | None = None
+        self.loader = Loader(train, batch_size=config.batch_size, accumulate=config.accumulate, seed=config.seed,
+                             rank=self.world.rank, world_size=self.world.size)
+        self.total_steps = config.steps or sum(self.loader.num_steps(epoch) for epoch in range(config.epochs or 1))
+        warmup_steps(config, self.total_steps)   # complains now rather than at the first step
+        self.optimizer = build_optimizer(self.model, config)
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.world.precision == "fp16")
+        self.store = CheckpointStore(self.folder / "checkpoints", keep=config.keep) if self.folder else None
+        if config.activation_checkpointing:
+            if not hasattr(model, "use_checkpointing"):
+                raise ValueError(f"{type(model).__name__} has no activation checkpointing; leave the setting out")
+            model.use_checkpointing = True   # type: ignore[assignment]
+
+    def fit(self) -> TrainState:
+        """Train to the last step, or until a signal asks to stop; returns where the run stands."""
+        if self.state.step == 0:
+            torch.manual_seed(self.config.seed)   # dropout; a resumed run has its own state already
+        if self.config.compile:
+            compile_blocks(self.model, lambda: self._try_forward())
+        self.model.train()
+        started = time.perf_counter() - self.state.wall_s
+        own = self._folder_loggers()
+        self.loggers += own
+        bar = tqdm(total=self.total_steps, initial=self.state.step, unit="step", disable=not self._is_bar_wanted(),
+                   dynamic_ncols=True, mininterval=0.5)
+        try:
+            with self._signals():
+                while self.state.step < self.total_steps and self.stop_signal is None:
+                    row = self.train_step()
+                    row["wall_s"] = round(time.perf_counter() - started, 3)
+                    self._log(row)
+                    bar.update()
+                    bar.set_postfix_str("skipped" if row["loss"] is None else f"loss {row['loss']:.4f}", refresh=False)
+                    is_best = self._is_due(self.config.eval_every) and self.validate(started)
+                    self.state.wall_s = time.perf_counter() - started
+                    if self._is_save_due() or (is_best and self.config.save_best):
+                        self.save(is_best=is_best)
+                if self.stop_signal is not None and self._is_unsaved():
+                    self.save(is_best=False)
+        finally:
+            bar.close()
+            for logger in own:
+                logger.close()
+                self.loggers.remove(logger)
+        if self.stop_signal is not None:
+            log.warning("stopped by %s after step %d of %d", signal.Signals(self.stop_signal).name, self.state.step,
+                        self.total_steps)
+        return self.state
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step of the plan; returns its row for the loggers."""
+        state, started = self.state, time.perf_counter()
+        micro_batches = self.loader.step(state.epoch, state.place)
+        lr = self.config.lr * lr_factor(state.step, self.total_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        weight, loss_sum, metrics = self._backward(micro_batches)
+        norm = self._clip() if weight else None
+        is_usable = norm is not None and torch.isfinite(torch.tensor([norm, loss_sum])).all()
+        if is_usable:
+            self.scaler.step(self.optimizer)
+        if weight:
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        num_tokens = self.loader.num_tokens(state.epoch, state.place)
+        state.step += 1
+        state.place += 1
+        state.tokens += num_tokens
+        if state.place == self.loader.num_steps(state.epoch):
+            state.epoch, state.place = state.epoch + 1, 0
+        seconds = time.perf_counter() - started
+        state.elapsed_s += seconds
+        row = {
+            "split": "train", "step": state.step, "tokens": state.tokens,
+            "loss": loss_sum / weight if is_usable else None, "lr": lr,
+            "grad_norm": norm if is_usable else None, **metrics,
+            "elapsed_s": round(state.elapsed_s, 3), "tokens_per_second": round(num_tokens / seconds, 1),
+        }
+        return row if is_usable else self._skip(row, weight, norm)
+
+    def validate(self, started: float | None = None) -> bool:
+        """Evaluate, tell the loggers; returns whether the loss is the best so far. NaN never is."""
+        if self.val is None:
+            return False
+        result = evaluate(self.model, self.objective, self.val, world=self.world, batch_size=self._eval_batch_size(),
+                          max_tokens=self.config.eval_tokens)
+        state = self.state
+        wall_s = time.perf_counter() - started if started is not None else state.wall_s
+        row = {"split": "val", "step": state.step, "tokens": state.tokens, **result,
+               "elapsed_s": round(state.elapsed_s, 3), "wall_s": round(wall_s, 3)}
+        is_best = result["loss"] < (state.best_loss if state.best_loss is not None else float("inf"))
+        if is_best:
+            state.best_loss, state.best_step = result["loss"], state.step
+        self._log(row)
+        if self.after_eval is not None:
+            with torch.random.fork_rng(devices=[self.world.device] if self.world.device.type == "cuda" else []):
+                self.after_eval(self, row)
+            self.model.train()
+        return is_best
+
+    def save(self, *, is_best: bool) -> None:
+        """Write a complete checkpoint of this moment, if the trainer has a folder."""
+        if self.store is None or self.folder is None:
+            return
+        state = {
+            **asdict(self.state), "rng": _pack_rng(self.world.device), "scaler": self.scaler.state_dict(),
+            "world_size": self.world.size, "seed": self.config.seed, "batch_size": self.config.batch_size,
+            "lengths": {name: _length_on_disk(self.folder / name) for name in GROWING},
+        }
+
+        def fill(folder: Path) -> None:
+            save(self.model, folder, tokenizer=self.tokenizer)
+            write_trainer_state(folder, state, optimizer_tensors(self.optimizer, self.model))
+
+        self.store.write(self.state.step, fill, is_best=is_best)
+        log.debug("saved step %d", self.state.step)
+
+    def resume(self) -> bool:
+        """Go back to the latest checkpoint of the folder; without one, to the beginning. Returns whether there was one.
+
+        Raises:
+            ValueError: if there is no folder, or the run was made with another seed or batch size.
+        """
+        if self.store is None or self.folder is None:
+            raise ValueError("a trainer without a folder has nothing to resume")
+        step = self.store.read_index()["latest"]
+        lengths = dict.fromkeys(GROWING, 0)
+        if step is None:
+            log.warning("%s holds no complete checkpoint; starting at step 0", self.folder)
+        else:
+            saved, tensors = read_trainer_state(self.store.path(step))
+            for name in ("seed", "batch_size"):
+                if saved[name] != getattr(self.config, name):
+                    raise ValueError(f"{name}={getattr(self.config, name)}, but the run was made with {saved[name]}: "
+                                     "its data order would change; start a new run from its weights instead")
+            if saved["world_size"] != self.world.size:
+                log.warning("the run had %d processes and goes on with %d: same data, same order, other rounding",
+                            saved["world_size"], self.world.size)
+            load_weights(self.model, self.store.path(step))
+            load_optimizer_tensors(self.optimizer, self.model, tensors)
+            self.scaler.load_state_dict(saved["scaler"])
+            self.state = TrainState(**{name: saved[name] for name in asdict(self.state)})
+            _unpack_rng(saved["rng"], self.world.device)
+            lengths = saved["lengths"]
+            log.info("resumed at step %d of %d", step, self.total_steps)
+        for name, length in lengths.items():
+            if (self.folder / name).is_file():
+                with open(self.folder / name, "r+b") as file:
+                    file.truncate(length)
+        return step is not None
+
+    def _backward(self, micro_batches: list[MicroBatch]) -> tuple[float, float, dict[str, float]]:
+        """Gradients of the whole step's mean loss; returns the step's weight, loss sum and metrics."""
+        weights = [0.0 if micro.is_empty else self.objective.weight(micro.batch) for micro in micro_batches]
+        [total] = self.world.total([sum(weights)])
+        loss_sum = torch.zeros((), device=self.world.device)
+        metrics: dict[str, list[Any]] = {}
+        for (batch, is_empty), weight in zip(micro_batches, weights, strict=True):
+            with self.world.autocast():
+                result = self.objective(self.model, self.world.to_device(batch))
+            # gradients are averaged over processes, so each multiplies by their number
+            share = 0.0 if is_empty or not total else self.world.size / total
+            self.scaler.scale(result.loss_sum * share).backward()
+            if weight:
+                loss_sum += result.loss_sum.detach()
+                for name, (value, count) in result.metrics.items():
+                    pair = metrics.setdefault(name, [0.0, 0.0])
+                    pair[0], pair[1] = pair[0] + value, pair[1] + count
+        sums = self.world.total([float(loss_sum)] + [float(number) for pair in metrics.values() for number in pair])
+        means = {name: sums[1 + 2 * place] / max(sums[2 + 2 * place], 1) for place, name in enumerate(metrics)}
+        return total, sums[0], means
+
+    def _clip(self) -> float:
+        """The gradient's norm; afterwards it is no longer than `clip`."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        return float(nn.utils.clip_grad_norm_(parameters, self.config.clip or float("inf")))
+
+    def _skip(self, row: dict[str, Any], weight: float, norm: float | None) -> dict[str, Any]:
+        """Account for a step that changed nothing.
+
+        Raises:
+            RuntimeError: after `max_skipped` of them in a row.
+        """
+        self.state.skipped += 1
+        self.state.skipped_in_a_row += 1
+        why = f"its gradient norm is {norm}" if weight else "nothing in it is supervised"
+        log.warning("step %d is skipped: %s", self.state.step, why)
+        if self.state.skipped_in_a_row >= self.config.max_skipped:
+            raise RuntimeError(f"{self.state.skipped_in_a_row} steps in a row were skipped, the last because {why}; "
+                               "lower the learning rate, look at the data, or go back to an earlier checkpoint")
+        return {**row, "skipped": self.state.skipped}
+
+    def _is_due(self, every: int) -> bool:
+        """Whether something that happens every so many steps (0: at the end only) happens after this one."""
+        return self.state.step == self.total_steps or (every > 0 and self.state.step % every == 0)
+
+    def _is_save_due(self) -> bool:
+        epochs = self.config.save_every_epochs
+        is_epoch_due = epochs > 0 and self.state.place == 0 and self.state.epoch % epochs == 0
+        return self._is_due(self.config.save_every) or is_epoch_due
+
+    def _is_unsaved(self) -> bool:
+        return self.store is not None and self.store.read_index()["latest"] != self.state.step
+
+    def _eval_batch_size(self) -> int:
+        return max(1, self.config.batch_size // self.config.accumulate)
+
+    def _try_forward(self) -> None:
+        batch = self.loader.step(self.state.epoch, self.state.place)[0].batch
+        with self.world.autocast():
+            self.objective(self.model, self.world.to_device(batch)).loss_sum.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        if self.world.is_main:
+            for logger in self.loggers:
+                logger.log(row)
+
+    def _folder_loggers(self) -> list[Logger]:
+        if self.folder is None or not self.world.is_main:
+            return []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return [JsonLines(self.folder / "metrics.jsonl"), Console(), Plot(self.folder)]
+
+    def _is_bar_wanted(self) -> bool:
+        return self.folder is not None and self.world.is_main and sys.stderr.isatty()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C ask for a stop after the running step; a second Ctrl-C stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield   # only the main thread may set handlers
+            return
+
+        def ask_to_stop(number: int, frame: FrameType | None) -> None:
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+            log.warning("%s: saving and stopping after this step", signal.Signals(number).name)
+
+        before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def compile_blocks(model: nn.Module, try_out: Callable[[], None]) -> None:
+    """torch.compile each block in place, so that the names in the state dict stay as they are.
+
+    Args:
+        model: its `blocks` are compiled; a module without blocks is compiled whole.
+        try_out: runs a forward and backward; if that fails, everything goes back to eager with a warning.
+    """
+    parts = list(getattr(model, "blocks", [model]))
+    devices = [parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"][:1]
+    for part in parts:
+        part.compile()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            try_out()
+        except Exception as error:   # no C++ compiler, an unsupported operation, ...: all the compiler's own kinds
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            log.warning("torch.compile does not work here, training goes on without it: %s", reason)
+            for part in parts:
+                part._compiled_call_impl = None   # what Module.compile set
+
+
+def _pack_rng(device: torch.device) -> dict[str, str]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()}
+
+
+def _unpack_rng(packed: dict[str, str], device: torch.device) -> None:
+    def state(name: str) -> torch.Tensor:
+        return torch.frombuffer(bytearray(base64.b64decode(packed[name])), dtype=torch.uint8)
+
+    torch.set_rng_state(state("cpu"))
+    if device.type == "cuda" and "cuda" in packed:
+        torch.cuda.set_rng_state(state("cuda"), device)
+
+
+def _length_on_disk(path: Path) -> int:
+    """The length of a file that only grows, after forcing it to the disk; 0 if there is none yet."""
+    if not path.is_file():
+        return 0
+    with open(path, "ab") as file:
+        os.fsync(file.fileno())
+        return file.tell()
