@@ -20,8 +20,8 @@ from llm.data.tinyworld.plots import PLOTS, tell
 from llm.data.tinyworld.stories import stream, write
 
 FIRST_STORIES = {
-    "en": "945b6edd1291e187",
-    "zh": "8e025195fee39ab2",
+    "en": "db4a00a5e4077040",
+    "zh": "587376681123dd40",
 }
 
 
@@ -72,14 +72,14 @@ class Enumerator(Teller):
 def tiny_language() -> Language:
     """Two plots of the English language with one or two sentences a beat, and one or two words a pool."""
     whole = load("en")
-    doubled = {"hero", "friend", "noise", "monster", "thing", "afraid", "calm", "sorry", "relative"}
+    doubled = {"hero", "girl", "noise", "monster", "thing", "afraid", "calm", "sorry", "relative"}
     pools = {name: Pool(pool.entries[: 1 + (name in doubled)]) for name, pool in whole.pools.items()}
     beats = {}
     for beat, templates in whole.beats.items():
         if beat.split(".")[0] in ("open", "detail", "around", "end", "feel", "night", "finder"):
             # A numbered slot would need a second word in its pool.
             plain = [template for template in templates if not any(role[-1].isdigit() for _, role, _ in template.slots)]
-            beats[beat] = plain[: 2 if beat in ("open", "night.wish", "end") else 1]
+            beats[beat] = (plain or templates)[: 2 if beat in ("open", "night.wish", "end") else 1]
     return Language("en", " ", pools, beats)
 
 

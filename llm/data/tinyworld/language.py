@@ -119,7 +119,8 @@ def _pools(name: str, own: dict[str, str]) -> dict[str, Pool]:
     # Each role has names of its own, four heroes to three friends and one other: the reader of one story never
     # confuses them, and neither does a small model, which learns to look a name up by its kind.
     entries["hero"] = [person for place, person in enumerate(people) if place % 16 < 8]
-    entries["friend"] = [person for place, person in enumerate(people) if 8 <= place % 16 < 14]
+    for gender, persons in zip(("girl", "boy"), genders, strict=True):   # friends; see `Story.partner`
+        entries[gender] = [person for place, person in enumerate(people) if 8 <= place % 16 < 14 and person in persons]
     entries["other"] = [person for place, person in enumerate(people) if place % 16 >= 14]
     pools = {"person": Pool(people)} | {pool: Pool(words) for pool, words in entries.items()}
     pools["mood"] = Pool(entry for mood in MOODS for entry in entries[mood])

@@ -34,6 +34,10 @@ class Story:
         """The entries of a pool that have no role yet: nobody and nothing appears twice under two roles."""
         return self.teller.language.pools[pool].without(*self.teller.cast.values())
 
+    def partner(self) -> AnyPool:
+        """Those who may be the hero's friend in this story: no pronoun can then mean one of them for the other."""
+        return self.any("boy" if self["hero"].forms["he"] in ("she", "她") else "girl")
+
     def feel(self, role: str, mood: str) -> None:
         self.say(f"feel.{role}", mood=self.teller.language.pools[mood])
         self.world.feel(self[role], self["mood"])
@@ -54,7 +58,7 @@ def lost(s: Story) -> None:
     s.say("lost.search", place=s.any("place"))
     world.go(s["place"], hero)
     world.note("searched", s["place"], who=hero, item=thing)
-    s.say("lost.meet", friend=s.any("friend"))
+    s.say("lost.meet", friend=s.partner())
     friend = s["friend"]
     world.go(s["place"], friend)
     turn = s.say("lost.seen", "lost.thief", "lost.help", "lost.gone",
@@ -109,7 +113,7 @@ def rescue(s: Story) -> None:
     world.note("stuck_where", s["place"], baby=s["baby"])
     s.say("rescue.try")
     s.feel("hero", "afraid")
-    s.say("rescue.fetch", tool=s.any("tool"), friend=s.any("friend"))
+    s.say("rescue.fetch", tool=s.any("tool"), friend=s.partner())
     friend = s["friend"]
     turn = s.say("rescue.lend", "rescue.join", "rescue.price", chore=s.any("chore"))
     if turn == "rescue.price":
@@ -205,7 +209,7 @@ def night(s: Story) -> None:
     s.say("night.guess", monster=s.any("monster"))
     world.note("feared", s["monster"], who=hero)
     s.feel("hero", "afraid")
-    s.say("night.wake", friend=s.any("friend"))
+    s.say("night.wake", friend=s.partner())
     s.say("night.go", tool=s.any("tool"))
     s.say("night.reveal", culprit=s.any("culprit"))
     world.note("culprit", s["culprit"], noise=s["noise"])
@@ -220,7 +224,7 @@ def plant(s: Story) -> None:
     world.note("planted", s["seed"], who=hero)
     s.say("plant.wait")
     s.feel("hero", "sad")
-    s.say("plant.advice", friend=s.any("friend"))
+    s.say("plant.advice", friend=s.partner())
     s.say("plant.pest", pest=s.any("pest"))
     s.say("plant.guard", tool=s.any("tool"))
     world.note("guard", s["tool"], who=hero, pest=s["pest"])
@@ -236,7 +240,7 @@ def finder(s: Story) -> None:
     world.lie(thing)
     world.find(hero, thing, s["place"])
     s.say("finder.keep")
-    s.say("finder.owner", friend=s.any("friend"))
+    s.say("finder.owner", friend=s.partner())
     friend = s["friend"]
     world.note("owner", friend, item=thing)
     s.say("finder.search")
@@ -261,7 +265,7 @@ def contest(s: Story) -> None:
     world, hero = s.world, s["hero"]
     world.note("prize", s["prize"], contest=s["contest"])
     s.say("contest.train")
-    s.say("contest.rival", friend=s.any("friend"))
+    s.say("contest.rival", friend=s.partner())
     friend = s["friend"]
     s.say("contest.day")
     world.go(s["place"], hero, friend)
@@ -343,7 +347,7 @@ def bottle(s: Story) -> None:
     world.go(s["place"], hero)
     s.say("bottle.wait")
     s.feel("hero", "sad")
-    s.say("bottle.found", friend=s.any("friend"), place2=s.any("place"))
+    s.say("bottle.found", friend=s.partner(), place2=s.any("place"))
     friend = s["friend"]
     world.go(s["place2"], friend)
     world.note("found_letter", friend, who=hero)
@@ -395,10 +399,10 @@ def tell(teller: Teller) -> Story:
     story.say("detail")
     # All roles that a first sentence may introduce; each names those of its own plot.
     wishes = [f"{plot}.wish" for plot in PLOTS if f"{plot}.wish" in teller.language.beats]
-    roles = {"friend": "friend", "thing": "thing", "look": "look", "place": "place", "baby": "baby", "dish": "dish",
+    roles = {"thing": "thing", "look": "look", "place": "place", "baby": "baby", "dish": "dish",
              "occasion": "occasion", "seed": "seed", "contest": "contest", "prize": "prize", "noise": "noise",
              "message": "message"}
-    wish = story.say(*wishes, **{role: story.any(pool) for role, pool in roles.items()})
+    wish = story.say(*wishes, friend=story.partner(), **{role: story.any(pool) for role, pool in roles.items()})
     story.plot = wish.split(".")[0]
     PLOTS[story.plot](story)
     return story
