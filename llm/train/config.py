@@ -24,8 +24,10 @@ class TrainConfig:
     """Micro-batches that a step is cut into, to save memory; the result is the same."""
     lr: float = 1e-3
     """Peak learning rate."""
-    optimizer: Literal["adamw"] = "adamw"
-    """The optimizer of all parameters."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for all parameters, or muon for the matrices of the blocks and adamw for the rest."""
+    muon_lr: float = 0.02
+    """Peak learning rate of muon's matrices; --lr stays that of the rest."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """What the learning rate does after the warmup; wsd is warmup, stable, decay."""
     warmup: int | None = None
@@ -83,8 +85,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 found.append(f"{name}={value} must be at least 0")
-        if not self.lr > 0:
-            found.append(f"lr={self.lr} must be above 0")
+        for name in ("lr", "muon_lr"):
+            if not getattr(self, name) > 0:
+                found.append(f"{name}={getattr(self, name)} must be above 0")
         if self.accumulate > self.batch_size:
             found.append(f"accumulate={self.accumulate} exceeds batch_size={self.batch_size}; a step cannot be cut "
                          "finer than its samples")

@@ -1,53 +1,76 @@
-"""AdamW with the usual two groups, and optimizer state under the parameters' names."""
+"""Which optimizer moves which parameter, and optimizer state under the parameters' names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from llm.train.config import TrainConfig
+from llm.train.muon import Muon
+
+Optimizers = Sequence[torch.optim.Optimizer]
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters: matrices and embeddings decay, vectors (norms, biases) do not.
+def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over the trainable parameters, or Muon over the matrices of the blocks and AdamW over the rest.
+
+    Under AdamW matrices and embeddings decay, vectors (norms, biases) do not. Each group remembers its peak learning
+    rate as `peak_lr`, from which the schedule computes `lr`.
 
     Args:
         model: its parameters stand already on their device.
-        config: learning rate, betas, weight decay.
+        config: optimizer, learning rates, betas, weight decay.
 
     Raises:
-        ValueError: if nothing is trainable.
+        ValueError: if nothing is trainable, or Muon has no matrix to work on.
 
-    Paper: Loshchilov and Hutter 2017, arXiv:1711.05101.
+    Paper: AdamW: Loshchilov and Hutter 2017, arXiv:1711.05101. Muon: see `muon.py`.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ValueError("no parameter of the model requires a gradient; there is nothing to train")
+    inner = {name for name, parameter in trainable.items()
+             if config.optimizer == "muon" and "blocks." in name and parameter.dim() >= 2}
+    if config.optimizer == "muon" and not inner:
+        raise ValueError(f"optimizer=muon is for matrices inside `blocks`; {type(model).__name__} has none, use adamw")
+    others = [parameter for name, parameter in trainable.items() if name not in inner]
     groups = [
-        {"params": [parameter for parameter in trainable if parameter.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.dim() < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in others if parameter.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in others if parameter.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=(config.beta1, config.beta2), fused=True
-    )
+    groups = [group for group in groups if group["params"]]
+    optimizers: list[torch.optim.Optimizer] = []
+    if groups:
+        betas = (config.beta1, config.beta2)
+        optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True))
+    if inner:
+        matrices = [trainable[name] for name in trainable if name in inner]
+        optimizers.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter>.<slot>` tensors."""
+def optimizer_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizers' state as `<parameter>.<slot>` tensors."""
     return {
         f"{name}.{slot}": torch.as_tensor(value).contiguous()
-        for name, parameter in model.named_parameters() if parameter in optimizer.state
+        for name, parameter in model.named_parameters()
+        for optimizer in optimizers if parameter in optimizer.state
         for slot, value in optimizer.state[parameter].items()
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizers: Optimizers, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put saved state back in place.
 
     Raises:
         ValueError: if a tensor belongs to no trainable parameter of this model, or does not fit it.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    home = {parameter: optimizer for optimizer in optimizers
+            for group in optimizer.param_groups for parameter in group["params"]}
     for key, tensor in tensors.items():
         name, slot = key.rsplit(".", 1)
         if name not in parameters:
@@ -56,4 +79,4 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         if slot != "step" and tensor.shape != parameter.shape:
             raise ValueError(f"the optimizer state {key!r} has shape {tuple(tensor.shape)}, but the parameter has "
                              f"{tuple(parameter.shape)}; it belongs to another model")
-        optimizer.state[parameter][slot] = tensor.to(parameter.device)
+        home[parameter].state[parameter][slot] = tensor.to(parameter.device)

@@ -39,7 +39,7 @@ from llm.runtime import World, start
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.train.config import TrainConfig
 from llm.train.logger import Console, Guarded, JsonLines, Logger, Plot
-from llm.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from llm.train.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from llm.train.schedule import lr_factor, warmup_steps
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Trainer:
                              rank=self.world.rank, world_size=self.world.size)
         self.total_steps = config.steps or sum(self.loader.num_steps(epoch) for epoch in range(config.epochs or 1))
         warmup_steps(config, self.total_steps)   # complains now rather than at the first step
-        self.optimizer = build_optimizer(self.model, config)
+        self.optimizers = build_optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.world.precision == "fp16")
         self.store = CheckpointStore(self.folder / "checkpoints", keep=config.keep) if self.folder else None
         if config.activation_checkpointing:
@@ -173,18 +173,20 @@ class Trainer:
         """One optimizer step of the plan; returns its row for the loggers."""
         state, started = self.state, time.perf_counter()
         micro_batches = self.loader.step(state.epoch, state.place)
-        lr = self.config.lr * lr_factor(state.step, self.total_steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        factor = lr_factor(state.step, self.total_steps, self.config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
         weight, loss_sum, metrics = self._backward(micro_batches)
         norm = self._clip() if weight else None
         is_usable = norm is not None and torch.isfinite(torch.tensor([norm, loss_sum])).all()
         if is_usable:
-            self.scaler.step(self.optimizer)
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
             self.state.skipped_in_a_row = 0
         if weight:
             self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
 
         num_tokens = self.loader.num_tokens(state.epoch, state.place)
         state.step += 1
@@ -196,7 +198,7 @@ class Trainer:
         state.elapsed_s += seconds
         row = {
             "split": "train", "step": state.step, "tokens": state.tokens,
-            "loss": loss_sum / weight if is_usable else None, "lr": lr,
+            "loss": loss_sum / weight if is_usable else None, "lr": self.config.lr * factor,
             "grad_norm": norm if is_usable else None, **metrics,
             "elapsed_s": round(state.elapsed_s, 3), "tokens_per_second": round(num_tokens / seconds, 1),
         }
@@ -234,7 +236,7 @@ class Trainer:
 
         def fill(folder: Path) -> None:
             save(self.model, folder, tokenizer=self.tokenizer)
-            write_trainer_state(folder, state, optimizer_tensors(self.optimizer, unwrapped(self.model)))
+            write_trainer_state(folder, state, optimizer_tensors(self.optimizers, unwrapped(self.model)))
 
         self.store.write(self.state.step, fill, is_best=is_best)
         log.debug("saved step %d", self.state.step)
@@ -265,7 +267,7 @@ class Trainer:
                     log.warning("%s of the run: %s before, %s from now on: same data, same order, other rounding",
                                 what, before, now)
             load_weights(self.model, self.store.path(step))
-            load_optimizer_tensors(self.optimizer, unwrapped(self.model), tensors)
+            load_optimizer_tensors(self.optimizers, unwrapped(self.model), tensors)
             if saved["scaler"]:   # empty where the run had no fp16
                 self.scaler.load_state_dict(saved["scaler"])
             self.state = TrainState(**{name: saved[name] for name in asdict(self.state)})
@@ -302,7 +304,8 @@ class Trainer:
 
     def _clip(self) -> float:
         """The gradient's norm; afterwards it is no longer than `clip`."""
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         return float(nn.utils.clip_grad_norm_(parameters, self.config.clip or float("inf")))
 
@@ -352,7 +355,7 @@ class Trainer:
         batch = self.loader.step(self.state.epoch, self.state.place)[0].batch
         with self.world.autocast():
             self.objective(self.model, self.world.to_device(batch)).loss_sum.backward()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
 
     def _log(self, row: dict[str, Any]) -> None:
         if self.world.is_main:

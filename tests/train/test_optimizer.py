@@ -7,14 +7,14 @@ from torch import nn
 from llm.models.build import build_model
 from llm.models.config import ModelConfig
 from llm.train.config import TrainConfig
-from llm.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from llm.train.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from tests.conftest import TINY, random_ids
 
 
 def test_matrices_and_embeddings_decay_norms_and_biases_do_not(tiny_config: ModelConfig) -> None:
     model = build_model(tiny_config)
     decay = {id(parameter): group["weight_decay"]
-             for group in build_optimizer(model, TrainConfig(weight_decay=0.3)).param_groups
+             for group in build_optimizers(model, TrainConfig(weight_decay=0.3))[0].param_groups
              for parameter in group["params"]}
     for name, parameter in model.named_parameters():
         is_vector = name.endswith(("norm.weight", ".bias"))
@@ -27,7 +27,7 @@ def test_a_step_is_that_of_adamw_written_out() -> None:
     model = nn.Linear(2, 1, bias=False)
     config = TrainConfig(lr=0.1, weight_decay=0.5)
     before = model.weight.detach().clone()
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizers(model, config)[0]
     model.weight.grad = torch.tensor([[3.0, -0.02]])
     optimizer.step()
     expected = before - 0.1 * (torch.tensor([[1.0, -1.0]]) + 0.5 * before)
@@ -37,26 +37,26 @@ def test_a_step_is_that_of_adamw_written_out() -> None:
 def test_frozen_parameters_stay_out() -> None:
     model = build_model(TINY["qwen3"])
     model.embed.requires_grad_(False)
-    optimizer = build_optimizer(model, TrainConfig())
+    optimizer = build_optimizers(model, TrainConfig())[0]
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert id(model.embed.weight) not in held
     assert len(held) == len(list(model.parameters())) - 1
     with pytest.raises(ValueError, match="nothing to train"):
-        build_optimizer(model.requires_grad_(False), TrainConfig())
+        build_optimizers(model.requires_grad_(False), TrainConfig())[0]
 
 
 def test_state_moves_to_another_optimizer_by_name_to_the_bit() -> None:
     one, other = build_model(TINY["gpt"]), build_model(TINY["gpt"])
-    first = build_optimizer(one, TrainConfig())
+    first = build_optimizers(one, TrainConfig())[0]
     ids = random_ids(2, 8)
     for _ in range(3):
         one(ids, targets=ids).loss_sum.backward()
         first.step()
     other.load_state_dict(one.state_dict())
-    second = build_optimizer(other, TrainConfig())
-    tensors = optimizer_tensors(first, one)
+    second = build_optimizers(other, TrainConfig())[0]
+    tensors = optimizer_tensors([first], one)
     assert {key.rsplit(".", 1)[1] for key in tensors} == {"step", "exp_avg", "exp_avg_sq"}
-    load_optimizer_tensors(second, other, {key: tensor.clone() for key, tensor in tensors.items()})
+    load_optimizer_tensors([second], other, {key: tensor.clone() for key, tensor in tensors.items()})
     for model, optimizer in ((one, first), (other, second)):
         model.zero_grad()
         model(ids, targets=ids).loss_sum.backward()
@@ -67,8 +67,8 @@ def test_state_moves_to_another_optimizer_by_name_to_the_bit() -> None:
 
 def test_state_of_another_model_is_refused() -> None:
     model = nn.Linear(2, 2)
-    optimizer = build_optimizer(model, TrainConfig())
+    optimizer = build_optimizers(model, TrainConfig())[0]
     with pytest.raises(ValueError, match=r"no trainable parameter 'head\.weight'"):
-        load_optimizer_tensors(optimizer, model, {"head.weight.exp_avg": torch.zeros(2, 2)})
+        load_optimizer_tensors([optimizer], model, {"head.weight.exp_avg": torch.zeros(2, 2)})
     with pytest.raises(ValueError, match=r"'weight\.exp_avg' has shape \(3,\)"):
-        load_optimizer_tensors(optimizer, model, {"weight.exp_avg": torch.zeros(3)})
+        load_optimizer_tensors([optimizer], model, {"weight.exp_avg": torch.zeros(3)})

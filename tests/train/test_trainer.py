@@ -168,7 +168,7 @@ def test_validation_leaves_no_trace_in_the_training(tmp_path: Path) -> None:
 
 
 def snapshot(ours: llm.Trainer) -> dict[str, torch.Tensor]:
-    tensors = {**ours.model.state_dict(), **optimizer_tensors(ours.optimizer, ours.model)}
+    tensors = {**ours.model.state_dict(), **optimizer_tensors(ours.optimizers, ours.model)}
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
