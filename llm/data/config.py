@@ -9,9 +9,9 @@ class DataConfig:
     """The text, its tokenizer and its validation part."""
 
     data: str = ""
-    """Text file (.txt), rows with a text (.jsonl), folder of them, or token file (.bin)."""
+    """Text file (.txt), rows with a text (.jsonl), folder of them, token file (.bin), or a set (llm.tasks.download)."""
     val: str | None = None
-    """Validation text of the same kinds; default: a part of the data."""
+    """Validation text of the same kinds; default: the named set's own, else a part of the data."""
     val_fraction: float = 0.1
     """Share held out when there is no --val: the end of one document, or whole documents of many."""
     tokenizer: str | None = None

@@ -5,12 +5,14 @@ Text is tokenized in memory; for more text than fits, make a token file first. N
 
 import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from llm.data.config import DataConfig
+from llm.data.download import own_validation, resolve
 from llm.data.records import read_documents, split_documents
 from llm.data.tokenfile import open_token_file, token_dtype
 from llm.tokenizers.tokenizer import Tokenizer
@@ -48,6 +50,8 @@ def load_corpus(config: DataConfig, *, tokenizer: Tokenizer | None = None) -> Co
         ValueError: for missing, empty or unreadable data, and for a tokenizer that does not fit it.
     """
     path = _existing(config.data, "--data")
+    if config.val is None and (own := own_validation(config.data)) is not None:
+        config = replace(config, val=str(own))
     if config.val is not None and _is_token_file(path) != _is_token_file(_existing(config.val, "--val")):
         raise ValueError(f"--data {path} and --val {config.val}: one is a token file, the other is text; give both as "
                          "token files (.bin) or both as text")
@@ -150,10 +154,10 @@ def _encode(documents: list[str], tokenizer: Tokenizer) -> np.ndarray:
 def _existing(name: str, flag: str) -> Path:
     if not name:
         raise ValueError(f"{flag} is missing; name a text file, a folder of them or a token file")
-    path = Path(name)
-    if not path.exists():
-        raise ValueError(f"{flag} {name}: there is no such file or folder")
-    return path
+    try:
+        return resolve(name, kind="text")
+    except ValueError as error:
+        raise ValueError(f"{flag} {error}") from error
 
 
 def _count(number: int, noun: str) -> str:
