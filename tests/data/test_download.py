@@ -226,6 +226,34 @@ def test_a_server_that_ignores_ranges_is_read_from_the_beginning(tmp_path: Path,
     assert len(site.asked) == 4   # the second of these came no further than the first: no third
 
 
+def test_a_resumed_download_asks_only_for_the_rest_of_the_same_file(
+    tmp_path: Path, site: Site, register: Any
+) -> None:
+    asked = []
+
+    def remember(handler: Handler, body: bytes) -> None:
+        asked.append(handler.headers["If-Range"])
+        handler.serve(body)
+
+    register(site.url())
+    site.then("/text.txt", cut(100_000), remember)
+    assert get(tmp_path) == TEXT
+    assert asked == [f'"{sha256(TEXT)[:8]}"']
+
+
+@pytest.mark.parametrize("span", ["bytes 99999-299999/300000", "bytes 0-299999/300000", "100000", ""])
+def test_a_range_that_does_not_begin_where_we_ended_is_not_joined(
+    tmp_path: Path, site: Site, register: Any, span: str
+) -> None:
+    def shifted(handler: Handler, body: bytes) -> None:
+        handler.answer(206, body[100_000:], {"Content-Range": span, "ETag": f'"{sha256(body)[:8]}"'})
+
+    register(site.url(), content=None)   # without a hash nothing else would notice
+    site.then("/text.txt", cut(100_000), shifted)
+    assert get(tmp_path) == TEXT
+    assert [asked for _, asked in site.asked] == [None, "bytes=100000-", None]
+
+
 @pytest.mark.parametrize("content", [OTHER, None])
 @pytest.mark.parametrize("is_honest", [True, False])
 def test_a_file_that_changes_between_two_tries_is_never_half_old(
@@ -409,13 +437,13 @@ def test_no_test_reaches_the_internet(tmp_path: Path, register: Any) -> None:
             get(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["text.txt", "tiny/text.txt"])
+@pytest.mark.parametrize("place", ["a b+c.txt", "tiny/a b+c.txt"])
 @pytest.mark.parametrize("is_url", [True, False])
 def test_a_mirror_wins_over_every_address(
     tmp_path: Path, site: Site, register: Any, place: str, is_url: bool
 ) -> None:
-    register(site.url())
-    site.files = {f"/a%20copy/{place}": TEXT}
+    register(site.url(), name="a b+c.txt")
+    site.files = {f"/a%20copy/{place}".replace(" ", "%20").replace("+", "%2B"): TEXT}
     (tmp_path / "a copy" / place).parent.mkdir(parents=True)
     (tmp_path / "a copy" / place).write_bytes(TEXT)
     assert get(tmp_path, site.url("/a%20copy/") if is_url else str(tmp_path / "a copy")) == TEXT
