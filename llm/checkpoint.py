@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def save(model: nn.Module, folder: str | Path, *, tokenizer: Tokenizer | None = 
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    model = unwrapped(model)
     config = getattr(model, "config", None)
     if isinstance(config, ModelConfig):
         eos_id = tokenizer.eos_id if tokenizer is not None else None
@@ -94,13 +95,28 @@ def load(
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Fill an existing model with the weights of a checkpoint, in place and strictly."""
+    """Fill an existing model with the weights of a checkpoint, in place and strictly.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or of another model.
+    """
+    model = unwrapped(model)
+    tensors = read_tensors(folder / WEIGHTS)
     config = getattr(model, "config", None)
     if isinstance(config, ModelConfig):
-        tensors = read_tensors(folder / WEIGHTS)
         model.load_state_dict(huggingface.from_tensors(tensors, config, model.state_dict()))
-    else:
-        safetensors.torch.load_model(model, str(folder / WEIGHTS))
+        return
+    try:
+        safetensors.torch.load_model(model, str(folder / WEIGHTS))   # copes with tensors that modules share
+    except RuntimeError as error:   # names every missing, unknown and misshapen tensor
+        raise ValueError(f"{folder / WEIGHTS} does not fit this model: {error}") from error
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`'s wrapper, whose prefix `_orig_mod.` has no place in a file."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):   # importing its class costs two seconds
+        model = inner
+    return model
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -122,10 +138,11 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def read_config(folder: Path) -> ModelConfig:
     """The configuration of a Hugging Face folder."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; the weights of a module of your own are loaded with "
+                         "`load_weights` into such a module")
     try:
-        return huggingface.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from error
+        return huggingface.from_config(_read_json(folder / "config.json", keys=("model_type",)))
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} lacks {error}") from error
 
@@ -163,12 +180,9 @@ class CheckpointStore:
 
     def read_index(self) -> dict[str, Any]:
         """`complete` (steps, ascending), `latest`, `best`; empty if nothing was saved yet."""
-        try:
-            return json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (self.folder / "index.json").exists():
             return {"complete": [], "latest": None, "best": None}
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.folder / 'index.json'} is damaged: {error}") from error
+        return _read_json(self.folder / "index.json", keys=("complete", "latest", "best"))
 
     def path(self, step: int) -> Path:
         """The folder of a step."""
@@ -181,7 +195,13 @@ class CheckpointStore:
             step: the optimizer steps done.
             fill: writes the files into the folder it is given.
             is_best: whether this step becomes the best.
+
+        Raises:
+            ValueError: if the step is saved already; a folder cannot be replaced in one instant.
+            OSError: if the disk is full or refuses otherwise.
         """
+        if step in self.read_index()["complete"]:
+            raise ValueError(f"{self.path(step)} is saved already; choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.clean()
         target = self.path(step)
@@ -217,20 +237,16 @@ def write_trainer_state(folder: Path, state: Mapping[str, Any], optimizer: Mappi
     safetensors.torch.save_file(dict(optimizer), folder / "trainer" / "optimizer.safetensors")
 
 
-def read_trainer_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The counterpart of `write_trainer_state`.
+def read_trainer_state(folder: Path, *, keys: Iterable[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The counterpart of `write_trainer_state`; `keys` are those that the state must have.
 
     Raises:
         ValueError: if the folder holds a model only, or its files are damaged.
     """
     path = folder / "trainer" / "state.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no trainer/ to resume from; start from its weights with --model") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    return state, read_tensors(folder / "trainer" / "optimizer.safetensors")
+    if not path.is_file():
+        raise ValueError(f"{folder} has no trainer/ to resume from; start from its weights with --model")
+    return _read_json(path, keys=keys), read_tensors(folder / "trainer" / "optimizer.safetensors")
 
 
 @contextmanager
@@ -244,6 +260,9 @@ def _finished_folder(unfinished: Path, target: Path) -> Iterator[Path]:
         _sync(unfinished)
         os.replace(unfinished, target)
         _sync(target.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"{target} could not be written: {error}; the checkpoints before it are untouched") from error
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -258,6 +277,19 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _read_json(path: Path, *, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """An object with at least these keys, or a ValueError that names the file."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    if missing := [key for key in keys if key not in table]:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
+    return table
 
 
 def _write_json(path: Path, table: Mapping[str, Any]) -> None:

@@ -38,22 +38,25 @@ def evaluate(
     Raises:
         ValueError: if nothing in the dataset is supervised.
     """
-    was_training = model.training
-    model.eval()
     lengths = dataset.lengths(0, 0)
     count = len(lengths) if max_tokens is None else int(np.searchsorted(np.cumsum(lengths), max_tokens)) + 1
     sums: dict[str, list[float]] = {"loss": [0.0, 0.0]}   # name to [sum, count], in Python's float64
     cuda = [world.device] if world.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):   # a module of the user's own may draw random numbers even now
-        for ids in np.array_split(np.arange(len(lengths))[:count], -(-min(count, len(lengths)) // batch_size)):
-            batch = world.to_device(dataset.batch(ids, seed=0, epoch=0))
-            with world.autocast():
-                result = objective(model, batch)
-            for name, (value, number) in {"loss": (result.loss_sum, objective.weight(batch)), **result.metrics}.items():
-                total = sums.setdefault(name, [0.0, 0.0])
-                total[0] += float(value)
-                total[1] += number
-    model.train(was_training)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=cuda):   # a module of the user's own may draw random numbers even now
+            for ids in np.array_split(np.arange(len(lengths))[:count], -(-min(count, len(lengths)) // batch_size)):
+                batch = world.to_device(dataset.batch(ids, seed=0, epoch=0))
+                with world.autocast():
+                    result = objective(model, batch)
+                found = {"loss": (result.loss_sum, objective.weight(batch)), **result.metrics}
+                for name, (value, number) in found.items():
+                    total = sums.setdefault(name, [0.0, 0.0])
+                    total[0] += float(value)
+                    total[1] += number
+    finally:
+        model.train(was_training)
     totals = world.total([number for pair in sums.values() for number in pair])
     if not totals[1]:
         raise ValueError("nothing in the validation data is supervised: every target is ignored")

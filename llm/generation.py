@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm.models.decoder import Decoder
 from llm.nn import KVCache
@@ -48,7 +48,8 @@ def generate(
         The new ids of each row.
 
     Raises:
-        ValueError: for an empty prompt, an id outside the vocabulary, or a setting out of range.
+        ValueError: for an empty prompt, an id outside the vocabulary, a setting out of range, a model whose dropout
+            is switched on, or logits that are not numbers.
 
     Example:
         >>> import llm
@@ -80,6 +81,7 @@ def generate_steps(
     unused_ids: Sequence[int] = (),
 ) -> Iterator[list[int | None]]:
     """The same as `generate`, step by step, for streaming: yields each row's next id, None for rows that have ended."""
+    prompts = [[int(token) for token in prompt] for prompt in prompts]   # also from arrays and tensors
     _check(model, prompts, max_new_tokens, temperature, top_k, top_p)
     context = model.config.context_length
     device = model.head_weight.device
@@ -92,6 +94,14 @@ def generate_steps(
     is_running = [True] * len(prompts)
     cache: KVCache | None = None
     for step in range(max_new_tokens):
+        for row, window in enumerate(windows):
+            if len(window) > context:   # read the last half again, and go on from there
+                windows[row] = window[-half:]
+                cache = None
+                if not has_slid:
+                    log.warning("the text has passed the context of %d tokens; only its last %d are read again",
+                                context, half)
+                    has_slid = True
         if cache is None:
             longest = max(map(len, windows))
             cache = model.new_cache(len(windows), min(context, longest + max_new_tokens - step))
@@ -102,17 +112,9 @@ def generate_steps(
         chosen = tokens.tolist()
         yield [token if running else None for token, running in zip(chosen, is_running, strict=True)]
         for row, token in enumerate(chosen):
-            if not is_running[row]:
-                continue   # an ended row stands still: it writes the same slot again and again
-            is_running[row] = token != eos_id
-            windows[row].append(token)
-            if len(windows[row]) > context:   # read the last half again, and go on from there
-                windows[row] = windows[row][-half:]
-                cache = None
-                if not has_slid:
-                    log.warning("the text has passed the context of %d tokens; only its last %d are read again",
-                                context, half)
-                    has_slid = True
+            if is_running[row]:   # an ended row stands still: it writes the same slot again and again
+                is_running[row] = token != eos_id
+                windows[row].append(token)
         if not any(is_running):
             return
 
@@ -141,12 +143,14 @@ def sample(
         >>> sample(torch.tensor([[0.0, 9.0, 0.0]]), torch.tensor([0.5], dtype=torch.float64), temperature=0.0)
         tensor([1])
     """
-    logits = logits.float()
+    logits = logits.double()   # the smallest temperatures would overflow float32
+    if logits.isnan().any():
+        raise ValueError("the model's logits hold NaN; use --precision fp32, or another checkpoint")
     if banned is not None and len(banned):
         logits = logits.index_fill(-1, banned, float("-inf"))
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k:
         weakest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]   # (B, 1)
         logits = logits.masked_fill(logits < weakest, float("-inf"))
@@ -157,10 +161,10 @@ def sample(
         is_out = before >= top_p
         is_out[:, 0] = False
         logits = logits.masked_fill(is_out.scatter(-1, order, is_out), float("-inf"))
-    cumulative = logits.double().softmax(-1).cumsum(-1)   # (B, V)
-    marks = uniforms[:, None] * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, marks, right=True)[:, 0]   # right: never a token without probability
-    return chosen.clamp(max=logits.shape[-1] - 1)
+    cumulative = logits.softmax(-1).cumsum(-1)   # (B, V)
+    total = cumulative[:, -1:]
+    marks = (uniforms[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))   # rounding may reach the end
+    return torch.searchsorted(cumulative, marks, right=True)[:, 0]   # right: never a token without probability
 
 
 def _prefill(model: Decoder, windows: list[list[int]], cache: KVCache) -> Tensor:
@@ -203,6 +207,8 @@ def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int
            top_k: int | None, top_p: float | None) -> None:
     if not len(prompts):
         raise ValueError("there are no prompts")
+    if model.training and any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules()):
+        raise ValueError("the model is in training mode, where dropout garbles the text; call model.eval() first")
     vocab_size = model.config.vocab_size
     for number, prompt in enumerate(prompts):
         if not len(prompt):
@@ -211,7 +217,7 @@ def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int
             raise ValueError(f"prompt {number} holds an id outside the vocabulary of {vocab_size}")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 0")
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature={temperature} must be at least 0; 0 takes the likeliest token")
     if top_k is not None and top_k < 0:
         raise ValueError(f"top_k={top_k} must be at least 0; 0 means all")

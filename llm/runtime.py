@@ -62,7 +62,7 @@ def start(*, device: str = "auto", precision: str = "auto", threads: int | None 
         threads: CPU threads; default torch's own choice.
 
     Raises:
-        ValueError: if the machine lacks the device or several processes were started.
+        ValueError: if there is no such device or several processes were started.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this version trains in one process; "
@@ -71,9 +71,13 @@ def start(*, device: str = "auto", precision: str = "auto", threads: int | None 
         if threads < 1:
             raise ValueError(f"threads={threads} must be at least 1")
         torch.set_num_threads(threads)
-    chosen = torch.device(device if device != "auto" else best_device())
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: this torch sees no CUDA device; use --device cpu")
+    try:
+        chosen = torch.device(device if device != "auto" else best_device())
+    except RuntimeError as error:
+        raise ValueError(f"--device {device}: choose from auto, cpu, cuda, cuda:1, mps") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {device}: this torch sees {torch.cuda.device_count()} CUDA devices; use another, "
+                         "or --device cpu")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"--device {device}: this torch sees no MPS device; use --device cpu")
     return World(chosen, resolve_precision(precision, chosen.type, has_bf16=has_fast_bf16(chosen.type)))

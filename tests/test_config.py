@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_the_flags_of_every_task_are_unambiguous_and_round_trip(task: str, tmp_p
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_help_comes_without_torch(task: str) -> None:
+def test_help_comes_without_torch(task: str, tmp_path: Path) -> None:
     """The import of torch alone takes longer than anyone wants to wait for a list of flags."""
     code = f"""
 import sys
@@ -193,7 +194,7 @@ except SystemExit as stop:
 found = [name for name in ("torch", "matplotlib", "pandas", "transformers", "tiktoken") if name in sys.modules]
 assert not found, found
 """
-    done = python("-c", code)
+    done = python("-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(llm.__file__).parents[1])})
     assert done.returncode == 0, done.stderr
     assert f"python -m llm.tasks.{task}" in done.stdout
 

@@ -1,6 +1,8 @@
 """What the README shows is run: its Python as it stands, its commands as far as their flags."""
 
+import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +33,9 @@ def test_what_the_readme_names_exists() -> None:
         assert (root / name).exists(), name
     targets = re.findall(r"^([a-z]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"`?make ([a-z]+)", README)) <= set(targets)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^(?:    )?python -m (llm\.tasks\.[^#\n]+)", README, re.MULTILINE))
+def test_the_flags_of_the_readme_exist(line: str) -> None:
+    module, *flags = shlex.split(line)
+    importlib.import_module(module).parse(flags)   # a flag that does not exist ends the process

@@ -5,6 +5,7 @@ Text is tokenized in memory; for more text than fits, make a token file first. N
 
 import hashlib
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +16,11 @@ from llm.data.config import DataConfig
 from llm.data.download import own_validation, resolve
 from llm.data.records import read_documents, split_documents
 from llm.data.tokenfile import open_token_file, token_dtype
-from llm.tokenizers.tokenizer import Tokenizer
+from llm.tokenizers.tokenizer import NAMED, Tokenizer
 
 log = logging.getLogger(__name__)
+
+DEFAULT_TOKENIZER = "bpe:4096"
 
 
 class Corpus(NamedTuple):
@@ -49,10 +52,13 @@ def load_corpus(config: DataConfig, *, tokenizer: Tokenizer | None = None) -> Co
     Raises:
         ValueError: for missing, empty or unreadable data, and for a tokenizer that does not fit it.
     """
-    path = _existing(config.data, "--data")
+    path = existing_path(config.data, "--data")
     if config.val is None and (own := own_validation(config.data)) is not None:
         config = replace(config, val=str(own))
-    if config.val is not None and _is_token_file(path) != _is_token_file(_existing(config.val, "--val")):
+    if (path / "train.bin").is_file():   # a folder of `prepare`
+        config = replace(config, val=config.val or str(path / "val.bin"))
+        path = path / "train.bin"
+    if config.val is not None and _is_token_file(path) != _is_token_file(existing_path(config.val, "--val")):
         raise ValueError(f"--data {path} and --val {config.val}: one is a token file, the other is text; give both as "
                          "token files (.bin) or both as text")
     corpus = (_from_token_file if _is_token_file(path) else _from_text)(path, config, tokenizer)
@@ -76,42 +82,61 @@ def _from_text(path: Path, config: DataConfig, tokenizer: Tokenizer | None) -> C
     if config.val is None:
         train, val = split_documents(documents, fraction=config.val_fraction)
     else:
-        train, val = documents, read_documents(_existing(config.val, "--val"), separator=config.document_separator)
+        train, val = documents, read_documents(existing_path(config.val, "--val"), separator=config.document_separator)
     if tokenizer is None:
-        tokenizer = make_tokenizer(config.tokenizer or "byte", train + val)
+        tokenizer = _fitted(config.tokenizer or DEFAULT_TOKENIZER, train, val)
     elif config.tokenizer:
-        _check_same(config.tokenizer, make_tokenizer(config.tokenizer, train + val), tokenizer)
+        _check_same(config.tokenizer, _fitted(config.tokenizer, train, val), tokenizer)
     log.info("%s: %s, %s characters for training, %s for validation", path, _count(len(documents), "document"),
              f"{sum(map(len, train)):,}", f"{sum(map(len, val)):,}")
     return Corpus(_encode(train, tokenizer), _encode(val, tokenizer), tokenizer.vocab_size, tokenizer)
 
 
-def make_tokenizer(name: str, documents: list[str]) -> Tokenizer:
-    """The tokenizer that `--tokenizer` names: char (from all the text), byte, or a saved one.
+def make_tokenizer(
+    name: str, texts: Callable[[], Iterable[str]], *, pattern: str = "gpt2", workers: int = 1
+) -> Tokenizer:
+    """The tokenizer that `--tokenizer` names.
+
+    Args:
+        name: char or bpe:SIZE (both learned from the texts), byte, one of tiktoken's names, or a saved tokenizer.
+        texts: gives the texts to learn from; called only if there is something to learn.
+        pattern, workers: for bpe:SIZE, as in `Tokenizer.train`.
 
     Raises:
         ValueError: if it is none of them.
     """
     if name == "char":
-        return Tokenizer.character_level("".join(documents))
+        return Tokenizer.character_level("".join(set().union(*texts())))
     if name == "byte":
         return Tokenizer.byte_level()
+    if name in NAMED:
+        return Tokenizer.named(name)
+    if name.startswith("bpe:"):
+        size = name.removeprefix("bpe:")
+        if not size.isdecimal():
+            raise ValueError(f"--tokenizer {name}: {size!r} is no vocabulary size; write {DEFAULT_TOKENIZER}, say")
+        return Tokenizer.train(texts(), int(size), pattern=pattern, workers=workers)
     if Path(name).exists():
         return Tokenizer.load(name)
-    raise ValueError(f"--tokenizer {name} is neither char nor byte, and there is no such folder or file; "
-                     "name a folder with a tokenizer.json, or the file itself")
+    raise ValueError(f"--tokenizer {name} is none of char, byte, bpe:SIZE, {', '.join(NAMED)}, and there is no such "
+                     "folder or file; name a folder with a tokenizer.json, or the file itself")
+
+
+def _fitted(name: str, train: list[str], val: list[str]) -> Tokenizer:
+    """The tokenizer for a split text: an alphabet must cover all of it, merges are learned from the training part."""
+    return make_tokenizer(name, lambda: train + val if name == "char" else train)
 
 
 def _from_token_file(path: Path, config: DataConfig, tokenizer: Tokenizer | None) -> Corpus:
     if config.limit is not None:
         raise ValueError(f"--limit counts documents; {path} is a token file: cut it when it is made")
-    if config.tokenizer == "char":
-        raise ValueError(f"--tokenizer char takes its alphabet from a text, and {path} holds ids; name the "
+    if config.tokenizer and (config.tokenizer == "char" or config.tokenizer.startswith("bpe:")):
+        raise ValueError(f"--tokenizer {config.tokenizer} is learned from a text, and {path} holds ids; name the "
                          "tokenizer.json that they were made with")
     file = open_token_file(path, raw_dtype=config.raw_dtype)
     beside = path.with_name("tokenizer.json")
     if config.tokenizer:
-        named = make_tokenizer(config.tokenizer, [])
+        named = make_tokenizer(config.tokenizer, list)
         _check_same(config.tokenizer, named, tokenizer or named)
         tokenizer = named
     elif tokenizer is None and beside.is_file():
@@ -120,7 +145,7 @@ def _from_token_file(path: Path, config: DataConfig, tokenizer: Tokenizer | None
         cut = int(len(file.tokens) * (1 - config.val_fraction))
         train, val = file.tokens[:cut], file.tokens[cut:]
     else:
-        other = open_token_file(_existing(config.val, "--val"), raw_dtype=config.raw_dtype)
+        other = open_token_file(existing_path(config.val, "--val"), raw_dtype=config.raw_dtype)
         if other.fingerprint != file.fingerprint:
             raise ValueError(f"--val {config.val} was written with another tokenizer than {path}; write both with one")
         train, val = file.tokens, other.tokens
@@ -151,7 +176,8 @@ def _encode(documents: list[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate([tokenizer.encode_document(document).astype(dtype) for document in documents])
 
 
-def _existing(name: str, flag: str) -> Path:
+def existing_path(name: str, flag: str) -> Path:
+    """The file or folder that a flag names; ValueError if there is none."""
     if not name:
         raise ValueError(f"{flag} is missing; name a text file, a folder of them or a token file")
     try:

@@ -37,9 +37,13 @@ class Loader:
         self._planned: tuple[int, list[np.ndarray]] = (-1, [])     # of the epoch at hand
         self._measured: tuple[int, np.ndarray] = (-1, np.empty(0))
 
+    def num_samples(self, epoch: int) -> int:
+        """Samples in an epoch."""
+        return len(self._lengths(epoch))
+
     def num_steps(self, epoch: int) -> int:
         """Optimizer steps in an epoch."""
-        return -(-len(self._lengths(epoch)) // self.batch_size)
+        return -(-self.num_samples(epoch) // self.batch_size)
 
     def num_tokens(self, epoch: int, place: int) -> int:
         """Tokens of one step over all processes, by the dataset's lengths."""

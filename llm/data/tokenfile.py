@@ -37,14 +37,64 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def write_token_file(path: str | Path, chunks: Iterable[np.ndarray], *, vocab_size: int, fingerprint: str) -> int:
-    """Write ids in pieces; the file appears under its name only when it is complete.
+class TokenWriter:
+    """A token file in the making; it appears under its name only with `finish`.
 
     Args:
-        path: the file, usually `*.bin`.
-        chunks: arrays of ids of any integer type, each in [0, vocab_size).
+        path: the file, usually `*.bin`; until it is finished, `PATH.unfinished` grows.
         vocab_size: V of the tokenizer.
         fingerprint: `Tokenizer.fingerprint`.
+        resume_at: go on behind so many ids of an unfinished file instead of beginning anew.
+
+    Raises:
+        ValueError: if the unfinished file is shorter than `resume_at`.
+    """
+
+    def __init__(self, path: str | Path, *, vocab_size: int, fingerprint: str, resume_at: int = 0):
+        self.path = Path(path)
+        self.vocab_size = vocab_size
+        self.fingerprint = fingerprint
+        self.count = resume_at
+        self.dtype = token_dtype(vocab_size).newbyteorder("<")
+        self.unfinished = self.path.with_name(self.path.name + ".unfinished")
+        length = HEADER.size + resume_at * self.dtype.itemsize
+        if resume_at and (not self.unfinished.is_file() or self.unfinished.stat().st_size < length):
+            raise ValueError(f"{self.unfinished} is shorter than the {resume_at} ids it held; delete it and begin anew")
+        self.file = open(self.unfinished, "r+b" if resume_at else "w+b")   # noqa: SIM115 - open until `finish`
+        self.file.truncate(length)
+        self.file.seek(length)
+
+    def append(self, ids: np.ndarray) -> None:
+        """Write ids of any integer type; ValueError for one outside the vocabulary."""
+        _check_ids(ids, self.vocab_size)
+        self.file.write(ids.astype(self.dtype).tobytes())
+        self.count += len(ids)
+
+    def sync(self) -> None:
+        """Force what was appended to the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def finish(self) -> None:
+        """Write the header and give the file its name."""
+        self.file.seek(0)
+        digest = bytes.fromhex(self.fingerprint)
+        self.file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, self.vocab_size, self.count, digest))
+        self.sync()
+        self.file.close()
+        os.replace(self.unfinished, self.path)
+
+    def discard(self) -> None:
+        """Leave nothing."""
+        self.file.close()
+        self.unfinished.unlink(missing_ok=True)
+
+
+def write_token_file(path: str | Path, chunks: Iterable[np.ndarray], *, vocab_size: int, fingerprint: str) -> int:
+    """Write a whole token file, or nothing; the arguments are those of `TokenWriter`.
+
+    Args:
+        chunks: arrays of ids of any integer type, each in [0, vocab_size).
 
     Returns:
         How many ids were written.
@@ -52,26 +102,15 @@ def write_token_file(path: str | Path, chunks: Iterable[np.ndarray], *, vocab_si
     Raises:
         ValueError: for an id outside the vocabulary, or an array that is not of integers.
     """
-    path = Path(path)
-    dtype = token_dtype(vocab_size)
-    count = 0
-    unfinished = path.with_name(path.name + ".unfinished")
+    writer = TokenWriter(path, vocab_size=vocab_size, fingerprint=fingerprint)
     try:
-        with open(unfinished, "wb") as file:
-            file.write(bytes(HEADER.size))
-            for chunk in chunks:
-                _check_ids(chunk, vocab_size)
-                file.write(chunk.astype(dtype.newbyteorder("<")).tobytes())
-                count += len(chunk)
-            file.seek(0)
-            file.write(HEADER.pack(MAGIC, VERSION, dtype.itemsize, vocab_size, count, bytes.fromhex(fingerprint)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        for chunk in chunks:
+            writer.append(chunk)
+        writer.finish()
     except BaseException:
-        unfinished.unlink(missing_ok=True)
+        writer.discard()
         raise
-    return count
+    return writer.count
 
 
 def open_token_file(path: str | Path, *, raw_dtype: str | None = None) -> TokenFile:

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = ["--config", "demo", "--data", str(write_topics(Path("data/demo/python_topics.txt"))),
             *(sys.argv[1:] if argv is None else argv)]
     config = load(PretrainConfig, argv, prog="python -m llm.tasks.demo", choose_model=choose_model)
-    with open_run("demo", config.run, config) as folder:
+    with open_run("demo", config.run) as folder:
         stop_signal = pretrain(config, folder)
     if stop_signal:
         return 128 + stop_signal

@@ -15,13 +15,13 @@ id), ids in the order of its byte alphabet. Left out: encoding, which is tiktoke
 
 import heapq
 import itertools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 
 import numpy as np
 
+from llm.parallel import map_in_order
 from llm.tokenizers import patterns
 
 Merge = tuple[bytes, bytes]
@@ -121,25 +121,10 @@ def count_words(texts: Iterable[str], pattern: str, *, workers: int = 1) -> dict
     if expression in patterns.PATTERNS.values():   # only for these is it known where a cut changes no word
         texts = itertools.chain.from_iterable(map(patterns.pieces, texts))
     counts: Counter[str] = Counter()
-    if workers == 1:
-        for text in texts:
-            counts.update(patterns.split(text, expression))
-    else:
-        for part in _counted_in_parallel(texts, expression, workers):
-            counts.update(part)
+    batches = _batches(texts) if workers > 1 else ([text] for text in texts)
+    for part in map_in_order(partial(_count, expression=expression), batches, workers=workers):
+        counts.update(part)
     return {_encode(word): count for word, count in counts.items()}
-
-
-def _counted_in_parallel(texts: Iterable[str], expression: str, workers: int) -> Iterator[Counter[str]]:
-    context = get_context("spawn")   # a fork would copy the locks of torch's threads, held or not
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting: deque[Future[Counter[str]]] = deque()
-        for batch in _batches(texts):
-            waiting.append(pool.submit(_count, batch, expression))
-            if len(waiting) > 2 * workers:   # read no further ahead than that: the text need not fit into memory
-                yield waiting.popleft().result()
-        for future in waiting:
-            yield future.result()
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -25,6 +25,7 @@ class ForeignTokenizer(Tokenizer):
 
     Raises:
         ImportError: if the package is missing.
+        ValueError: if the package cannot read the table either.
     """
 
     def __init__(self, table: dict[str, Any], *, reason: str, **settings: str):
@@ -32,7 +33,10 @@ class ForeignTokenizer(Tokenizer):
             import tokenizers
         except ImportError as error:
             raise ImportError(f"{reason}. It needs the package tokenizers: pip install 'llm-training[hf]'") from error
-        self._engine = tokenizers.Tokenizer.from_str(json.dumps(table))
+        try:
+            self._engine = tokenizers.Tokenizer.from_str(json.dumps(table))
+        except Exception as error:   # the package raises nothing more precise
+            raise ValueError(f"{reason}; and the package tokenizers cannot read it: {error}") from error
         self._engine.no_truncation()
         self._engine.no_padding()
         special_tokens = {token["content"]: token["id"] for token in table.get("added_tokens", []) if token["special"]}

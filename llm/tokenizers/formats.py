@@ -80,6 +80,9 @@ class Vocabulary:
         is_nfc: text is brought to Unicode's composed form first.
         unreachable: tokens that have an id and bytes but never come out of a text.
         source: the tokenizer.json this was read from, to be written back as it was.
+
+    Raises:
+        ValueError: if two tokens have the same id, or an id is no whole number.
     """
 
     ranks: dict[bytes, int]
@@ -89,6 +92,13 @@ class Vocabulary:
     is_nfc: bool = False
     unreachable: dict[bytes, int] = field(default_factory=dict)
     source: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        ids = [*self.ranks.values(), *self.unreachable.values(), *self.special_tokens.values()]
+        if not all(isinstance(token_id, int) and token_id >= 0 for token_id in ids):
+            raise ValueError("ids must be whole numbers from 0 on")
+        if len(set(ids)) < len(ids):   # tiktoken would panic, which is no Exception
+            raise ValueError(f"{len(ids)} tokens with {len(set(ids))} different ids; each token needs an id of its own")
 
 
 def unspell(text: str) -> bytes:
@@ -176,6 +186,8 @@ def read_json(table: dict[str, Any]) -> Vocabulary:
     model = table.get("model")
     if not isinstance(model, dict) or "vocab" not in model:
         raise ValueError("it has no model with a vocabulary")
+    if not model["vocab"]:
+        raise ValueError("0 tokens: its vocabulary is empty")
     added = table.get("added_tokens") or []
     special_tokens = {token["content"]: token["id"] for token in added}
     is_closed = table.get("pre_tokenizer") is None and (table.get("decoder") or {}).get("type") == "Fuse"
@@ -184,7 +196,7 @@ def read_json(table: dict[str, Any]) -> Vocabulary:
         if token.get("single_word") or token.get("lstrip") or token.get("rstrip"):
             raise NotExact(f"the added token {token['content']!r} takes the space around it, or whole words only")
     if is_closed:
-        if model["merges"] or table.get("normalizer"):
+        if model.get("merges") or table.get("normalizer"):
             raise NotExact("it merges characters rather than bytes")
         ranks = {text.encode(): token_id for text, token_id in model["vocab"].items() if text not in special_tokens}
         return Vocabulary(ranks, ONE_CHARACTER, special_tokens, is_closed=True, source=table)
@@ -193,7 +205,7 @@ def read_json(table: dict[str, Any]) -> Vocabulary:
     ranks, unreachable = _check_merges(model, special_tokens)
     return Vocabulary(
         ranks,
-        _read_pattern(table.get("pre_tokenizer"), has_merges=bool(model["merges"])),
+        _read_pattern(table.get("pre_tokenizer"), has_merges=bool(model.get("merges"))),
         special_tokens,
         is_nfc=_read_normalizer(table.get("normalizer")),
         unreachable=unreachable,
@@ -247,7 +259,7 @@ def write_json(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _check_model(model: dict[str, Any]) -> None:
-    if model.get("type", "BPE") != "BPE" or "merges" not in model:
+    if model.get("type", "BPE") != "BPE":
         raise NotExact(f"its model is {model.get('type')}, not BPE")
     for setting in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(setting):
@@ -268,7 +280,7 @@ def _check_merges(model: dict[str, Any], special_tokens: dict[str, int]) -> tupl
     listed: dict[Merge, int] = {}
     ways: dict[bytes, list[Merge]] = {}
     made_last = -1
-    for merge in model["merges"]:
+    for merge in model.get("merges") or []:
         left, right = merge.split(" ") if isinstance(merge, str) else merge   # a string until tokenizers 0.20
         made = vocab.get(left + right)
         if made is None or left not in vocab or right not in vocab:

@@ -117,6 +117,17 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start:]
 
 
+def last_cut(text: str) -> int:
+    """Where the last of the safe cuts of `pieces` lies; 0 if there is none.
+
+    Example:
+        >>> last_cut("two words, 1 number 2")
+        19
+    """
+    found = _LAST_CUT.search(text)
+    return found.start() if found else 0
+
+
 def read_pieces(path: str | Path) -> Iterator[str]:
     """As `pieces`, from a UTF-8 file that is never in memory as a whole.
 

@@ -146,13 +146,9 @@ class Tokenizer:
         if not text:
             raise ValueError("the text is empty; a character tokenizer takes its alphabet from it")
         alphabet = sorted(set(text))
-        try:
-            ranks = {character.encode(): place for place, character in enumerate(alphabet)}
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"the text holds a lone surrogate, U+{ord(error.object[0]):04X}, which no file can hold; read its "
-                "source with errors='replace'"
-            ) from error
+        if halves := [character for character in alphabet if "\ud800" <= character <= "\udfff"]:
+            raise ValueError(f"{halves[0]!r} is half of a surrogate pair and no character; read the text as UTF-8")
+        ranks = {character.encode(): place for place, character in enumerate(alphabet)}
         return cls(Vocabulary(ranks, ONE_CHARACTER, is_closed=True))
 
     @classmethod
@@ -218,7 +214,8 @@ class Tokenizer:
         """sha256 of all that decides ids: equal fingerprints mean equal ids, whatever file a tokenizer came from."""
         table = self.vocabulary
         tokens = [sorted((i, token.hex()) for token, i in part.items()) for part in (table.ranks, table.unreachable)]
-        rules = [table.pattern, sorted(table.special_tokens.items()), table.is_closed, table.is_nfc]
+        name = next((name for name, pattern in patterns.PATTERNS.items() if pattern == table.pattern), table.pattern)
+        rules = [name, sorted(table.special_tokens.items()), table.is_closed, table.is_nfc]
         return hashlib.sha256(json.dumps([tokens, rules]).encode()).hexdigest()
 
     def encode(self, text: str, *, allowed_special: Iterable[str] | Literal["all"] = ()) -> list[int]:
@@ -352,9 +349,9 @@ class Tokenizer:
         except formats.NotExact as error:
             from llm.tokenizers.foreign import ForeignTokenizer  # it is a Tokenizer, and so imports this file
 
-            return ForeignTokenizer(table, reason=f"{path}: {error}", **settings)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
+            return ForeignTokenizer(table, reason=f"{path} cannot be reproduced exactly: {error}", **settings)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged, or no tokenizer ({type(error).__name__}: {error})") from error
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
@@ -430,7 +427,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(table, dict):
-        raise ValueError(f"{path} is not a JSON object but a {type(table).__name__}")
+        raise ValueError(f"{path} is damaged, or no tokenizer: it holds a {type(table).__name__}, not an object")
     return table
 
 

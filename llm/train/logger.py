@@ -6,8 +6,12 @@ of them. Next: `trainer.py`.
 
 import json
 import logging
+import math
+import os
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,17 +33,23 @@ class Logger(Protocol):
 
 
 class JsonLines:
-    """One object a line. Each line is handed to the operating system at once, so that a killed run loses none."""
+    """One object a line. Each line is handed to the operating system at once, so that a killed run loses none.
+
+    JSON has no word for NaN and infinity; they are written as null.
+    """
 
     def __init__(self, path: Path):
+        self.path = path
         self.file = open(path, "a", encoding="utf-8")   # noqa: SIM115 - held open for the whole run
 
     def log(self, row: Row) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps(_with_none(row), allow_nan=False) + "\n")
+            self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):   # every line has been flushed, or its error raised
+            self.file.close()
 
 
 class Console:
@@ -62,15 +72,19 @@ class Plot:
     def __init__(self, folder: Path):
         self.folder = folder
         self.next_time = 0.0
+        self.is_up_to_date = False
 
     def log(self, row: Row) -> None:
+        self.is_up_to_date = False
         if row["split"] != "train" and time.perf_counter() >= self.next_time:
             started = time.perf_counter()
             plot_losses(self.folder)
+            self.is_up_to_date = True
             self.next_time = time.perf_counter() + 100 * (time.perf_counter() - started)
 
     def close(self) -> None:
-        plot_losses(self.folder)
+        if not self.is_up_to_date:
+            plot_losses(self.folder)
 
 
 class TensorBoard:
@@ -82,8 +96,8 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, row: Row) -> None:
-        for name, value in row.items():
-            if name not in ("split", "step"):
+        for name, value in _with_none(row).items():
+            if name not in ("split", "step") and value is not None:
                 self.writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
 
     def close(self) -> None:
@@ -99,7 +113,9 @@ class WandB:
         self.run = wandb.init(project="llm", name=folder.name, dir=str(folder), config=dict(settings))
 
     def log(self, row: Row) -> None:
-        self.run.log({f"{row['split']}/{name}": value for name, value in row.items() if name != "split"})
+        known = {f"{row['split']}/{name}": value for name, value in _with_none(row).items()
+                 if name not in ("split", "step") and value is not None}
+        self.run.log(known, step=row["step"])   # one axis for all charts; a validation joins its training step
 
     def close(self) -> None:
         self.run.finish()
@@ -146,6 +162,15 @@ def trackers(folder: Path, settings: Any, *, tensorboard: bool, wandb: bool) -> 
     return chosen
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system that say which file they are about; a write that fails does not say it by itself."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl; none if it has none yet."""
     path = folder / "metrics.jsonl"
@@ -153,7 +178,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot_losses(folder: Path) -> None:
-    """Draw loss.png from metrics.jsonl: training loss, its running mean, and validation."""
+    """Draw loss.png from metrics.jsonl: training loss and its running median, validation with its best, learning rate.
+
+    A few spikes are cut off at the top rather than allowed to press the rest of the curve flat.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -164,29 +192,65 @@ def plot_losses(folder: Path) -> None:
     val = [row for row in rows if row["split"] == "val"]
     if not train:
         return
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=120)
+    figure, (axes, below) = plt.subplots(2, sharex=True, figsize=(9, 6), dpi=120, height_ratios=(5, 1))
+    figure.subplots_adjust(left=0.09, right=0.98, top=0.94, bottom=0.09, hspace=0.12)   # automatic: twice the time
     steps, losses = [row["step"] for row in train], [row["loss"] for row in train]
-    axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training, each step")
-    axes.plot(steps, _running_mean(losses, max(len(losses) // 50, 1)), color="#1f77b4", linewidth=1.6,
-              label="training, running mean")
+    places, medians = _running_median(losses)
+    marker = "o" if len(train) == 1 else None   # a line through one point shows nothing
+    axes.plot(steps, losses, color="#9ecae1", linewidth=0.7, marker=marker, label="training, each step")
+    axes.plot([steps[place] for place in places], medians, color="#1f77b4", linewidth=1.8,
+              label="training, running median")
+    shown = list(losses)
     if val:
-        axes.plot([row["step"] for row in val], [row["loss"] for row in val], color="#d62728", marker="o", markersize=4,
-                  linewidth=1.6, label=f"validation, best {min(row['loss'] for row in val):.4f}")
-    axes.set_xlabel("optimizer step")
+        best = min(val, key=lambda row: row["loss"])
+        shown += [row["loss"] for row in val]
+        axes.plot([row["step"] for row in val], [row["loss"] for row in val], color="#d62728", marker="o", markersize=3,
+                  linewidth=1.4, label=f"validation {val[-1]['loss']:.4f}")
+        axes.plot(best["step"], best["loss"], color="#d62728", marker="*", markersize=13, markeredgecolor="white",
+                  linestyle="none", label=f"best {best['loss']:.4f} at step {best['step']:,}")
+    axes.set_ylim(_loss_limits(shown))
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(folder.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(folder / "loss.png")
+    name = folder.resolve().name
+    axes.set_title(name if name.isascii() else "")   # the default font knows no Chinese
+    axes.legend(loc="upper right", framealpha=0.9)
+    below.plot(steps, [row["lr"] for row in train], color="#555555", linewidth=1.2, marker=marker)
+    below.set_ylim(bottom=0)
+    below.ticklabel_format(axis="y", scilimits=(-2, 2))
+    below.set_ylabel("learning rate")
+    below.set_xlabel("optimizer step")
+    for part in (axes, below):
+        part.grid(alpha=0.25)
+        part.spines[["top", "right"]].set_visible(False)
+    unfinished = folder / ".unfinished-loss.png"   # whoever looks at the plot never sees half of it
+    figure.savefig(unfinished, format="png")
+    os.replace(unfinished, folder / "loss.png")
     plt.close(figure)
 
 
-def _running_mean(values: list[float], width: int) -> list[float]:
-    """Exponential running mean over about `width` values, without the pull of its start."""
-    mean, share, means = 0.0, 0.0, []
-    keep = 1 - 1 / width
-    for value in values:
-        mean, share = keep * mean + (1 - keep) * value, keep * share + (1 - keep)
-        means.append(mean / share)
-    return means
+def _loss_limits(losses: list[float]) -> tuple[float, float]:
+    """Bottom and top of the plot; the top leaves out spikes more than twice as high as what is usual."""
+    ordered = sorted(losses)
+    low, high = ordered[0], ordered[-1]
+    usual = ordered[int(0.98 * (len(ordered) - 1))]   # only one loss in fifty is higher
+    enough = 2 * (usual - low)
+    if 0 < 2 * enough < high - low:
+        high = low + enough
+    margin = 0.04 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+def _running_median(values: list[float]) -> tuple[list[int], list[float]]:
+    """At up to 400 places the median of a twentieth of the values around; it neither lags behind nor sees spikes."""
+    last = len(values) - 1
+    places = sorted({round(number * last / 399) for number in range(400)})
+    medians = []
+    for place in places:
+        reach = min(len(values) // 40, place)   # the same on both sides of a steep beginning
+        medians.append(statistics.median(values[place - reach : place + reach + 1]))
+    return places, medians
+
+
+def _with_none(row: Row) -> dict[str, Any]:
+    """The row with None for numbers that are not finite."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()}

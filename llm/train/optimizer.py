@@ -45,7 +45,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
     """Put saved state back in place.
 
     Raises:
-        ValueError: if a tensor belongs to no trainable parameter of this model.
+        ValueError: if a tensor belongs to no trainable parameter of this model, or does not fit it.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for key, tensor in tensors.items():
@@ -53,4 +53,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         if name not in parameters:
             raise ValueError(f"the optimizer state holds {key!r}, but the model has no trainable parameter {name!r}")
         parameter = parameters[name]
+        if slot != "step" and tensor.shape != parameter.shape:
+            raise ValueError(f"the optimizer state {key!r} has shape {tuple(tensor.shape)}, but the parameter has "
+                             f"{tuple(parameter.shape)}; it belongs to another model")
         optimizer.state[parameter][slot] = tensor.to(parameter.device)

@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llm.config import write_toml
+from llm.train.logger import naming
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,13 @@ class RunConfig:
     wandb: bool = False
     """Also report to Weights & Biases (extra `track`)."""
 
+    def __post_init__(self) -> None:
+        if self.out and self.resume:
+            raise ValueError(f"--out {self.out} and --resume {self.resume} exclude each other; a resumed run stays in "
+                             "its folder")
+        if self.name and set(self.name) & {"/", "\\"}:
+            raise ValueError(f"--name {self.name} is a part of the folder's name and no path; use --out for a path")
+
 
 def find_run(task: str, name: str) -> Path:
     """The folder that `--resume` names; "latest" is the newest below logs/TASK.
@@ -60,13 +69,15 @@ def find_run(task: str, name: str) -> Path:
 
 
 @contextmanager
-def open_run(task: str, config: RunConfig, settings: Any) -> Iterator[Path]:
+def open_run(task: str, config: RunConfig) -> Iterator[Path]:
     """Make the run folder, or go back to it; meanwhile everything logged goes to the console and to train.log.
+
+    It becomes a run with `keep_settings`. If what was asked for turns out impossible before that, a folder made here
+    is removed again, so that the corrected command finds its place free.
 
     Args:
         task: the command's name.
         config: where and under which name.
-        settings: the dataclass of all settings, with `config` as its field `run`; kept as run.toml.
 
     Yields:
         The folder.
@@ -74,23 +85,30 @@ def open_run(task: str, config: RunConfig, settings: Any) -> Iterator[Path]:
     Raises:
         ValueError: if the folder holds another run.
     """
-    if config.resume is not None:
-        folder = find_run(task, config.resume)
-    else:
-        name = time.strftime("%Y-%m-%d_%H-%M-%S") + (f"_{config.name}" if config.name else "")
-        folder = Path(config.out) if config.out else Path("logs", task, name)
-        if (folder / "run.toml").exists():
-            raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
+    folder, is_new = (find_run(task, config.resume), False) if config.resume else _new_folder(task, config)
+    try:
+        with _logging_to(folder / "train.log"):
+            try:
+                yield folder
+            except Exception:
+                logging.getLogger("llm.traceback").exception("the run failed")   # in train.log only: _ConsoleHandler
+                raise
+    except (ValueError, OSError, KeyboardInterrupt):   # not for a fault of ours: train.log tells of it
+        if is_new and not (folder / "run.toml").exists():
+            shutil.rmtree(folder)
+        raise
+
+
+def keep_settings(folder: Path, settings: Any) -> None:
+    """Write run.toml: from now on the folder is a run, which --resume finds.
+
+    Args:
+        folder: the run folder.
+        settings: the dataclass of all settings, with a RunConfig as its field `run`.
+    """
     # where the run stands is not a setting: run.toml must serve as the --config of another run
-    kept = replace(settings, run=replace(config, out=None, resume=None))
-    (folder / "run.toml").write_text(write_toml(kept), encoding="utf-8")
-    with _logging_to(folder / "train.log"):
-        try:
-            yield folder
-        except Exception:
-            logging.getLogger("llm.traceback").exception("the run failed")   # in train.log only: see _ConsoleHandler
-            raise
+    kept = replace(settings, run=replace(settings.run, out=None, resume=None))
+    _write_whole(folder / "run.toml", write_toml(kept))   # a resumed run that is killed here keeps its settings
 
 
 def record_environment(folder: Path, *, hashes: Mapping[str, str | None]) -> None:
@@ -101,11 +119,15 @@ def record_environment(folder: Path, *, hashes: Mapping[str, str | None]) -> Non
         hashes: sha256 of what the run stands on, such as data and tokenizer.
 
     Raises:
-        ValueError: if the run was begun with other data or another tokenizer.
+        ValueError: if the run was begun with other data or another tokenizer, or the file is damaged.
     """
     path = folder / "environment.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))["hashes"]
+    if path.is_file() and (folder / "run.toml").is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["hashes"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error}; without it nobody knows which data the run was begun with. "
+                             "If they are the same, delete it") from error
         changed = [name for name in hashes if before.get(name) != hashes[name]]
         if changed:
             raise ValueError(f"{' and '.join(changed)} are not those that {folder} was begun with; restore them, or "
@@ -120,7 +142,28 @@ def record_environment(folder: Path, *, hashes: Mapping[str, str | None]) -> Non
         "git_commit": _git_commit(),
         "hashes": dict(hashes),
     }
-    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    _write_whole(path, json.dumps(table, indent=2) + "\n")
+
+
+def _new_folder(task: str, config: RunConfig) -> tuple[Path, bool]:
+    """The folder of a new run, and whether it was made here."""
+    if config.out:
+        folder = Path(config.out)
+        if any((folder / name).exists() for name in ("run.toml", "metrics.jsonl", "checkpoints")):
+            raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --out")
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder, is_new
+    name = time.strftime("%Y-%m-%d_%H-%M-%S") + (f"_{config.name}" if config.name else "")
+    Path("logs", task).mkdir(parents=True, exist_ok=True)
+    folder, number = Path("logs", task, name), 1
+    while True:
+        try:
+            folder.mkdir()
+            return folder, True
+        except FileExistsError:   # another run began in the same second
+            number += 1
+            folder = folder.with_name(f"{name}-{number}")
 
 
 class _ConsoleHandler(logging.Handler):
@@ -131,11 +174,19 @@ class _ConsoleHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _FileHandler(logging.FileHandler):
+    """train.log; when it cannot be written, a full disk shall end in one line, not in a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     logger = logging.getLogger("llm")
     level = logger.level
-    console, file = _ConsoleHandler(), logging.FileHandler(path, encoding="utf-8")
+    # backslashreplace: a file name that is not UTF-8 can still be spoken of
+    console, file = _ConsoleHandler(), _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.setLevel(logging.INFO)
     for handler in (console, file):
@@ -145,8 +196,19 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         for handler in (console, file):
             logger.removeHandler(handler)
-        file.close()
+        with suppress(OSError):
+            file.close()
         logger.setLevel(level)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that a run killed meanwhile finds the old one or the new one, never half of it."""
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    with naming(path), open(unfinished, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def _git_commit() -> str | None:

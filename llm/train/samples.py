@@ -1,11 +1,16 @@
 """A text of the model at each validation, in samples.txt: the eye sees what the loss does not."""
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from llm.checkpoint import unwrapped
 from llm.generation import generate
 from llm.models.decoder import Decoder
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.train.logger import naming
 
 if TYPE_CHECKING:
     from llm.train.trainer import Trainer
@@ -28,17 +33,23 @@ class SampleWriter:
         self.temperature = temperature
 
     def __call__(self, trainer: "Trainer", row: dict[str, Any]) -> None:
-        tokenizer, model = trainer.tokenizer, trainer.model
+        tokenizer, model = trainer.tokenizer, unwrapped(trainer.model)
         if tokenizer is None or trainer.folder is None or not isinstance(model, Decoder):
             return
         model.eval()
         start = start_ids(tokenizer, self.prompt)
         num_tokens = max(0, min(self.num_tokens, model.config.context_length - len(start)))
-        with trainer.world.autocast():
-            [ids] = generate(model, [start], max_new_tokens=num_tokens, temperature=self.temperature, seed=row["step"],
-                             eos_id=tokenizer.eos_id, unused_ids=tokenizer.unused_ids)
-        text = self.prompt + tokenizer.decode(token for token in ids if token != tokenizer.eos_id)
-        with open(trainer.folder / "samples.txt", "a", encoding="utf-8") as file:
+        # every new length of the text would be compiled again, which takes far longer than the text
+        eagerly = torch.compiler.set_stance("force_eager") if trainer.config.compile else contextlib.nullcontext()
+        try:
+            with eagerly, trainer.world.autocast():
+                [ids] = generate(model, [start], max_new_tokens=num_tokens, temperature=self.temperature,
+                                 seed=row["step"], eos_id=tokenizer.eos_id, unused_ids=unused_ids(tokenizer, model))
+            text = self.prompt + tokenizer.decode(token for token in ids if token != tokenizer.eos_id)
+        except ValueError as error:   # such as logits that are NaN: a sample is no reason to stop
+            text = f"(no text: {error})"
+        path = trainer.folder / "samples.txt"
+        with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(f"=== step {row['step']}, {row['split']} loss {row['loss']:.4f}\n{text}\n\n")
 
 
@@ -49,3 +60,8 @@ def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     if tokenizer.eos_id is not None:
         return [tokenizer.eos_id]
     return [tokenizer.vocabulary.ranks.get(b"\n", 0)]
+
+
+def unused_ids(tokenizer: Tokenizer, model: Decoder) -> list[int]:
+    """The ids that a text may not hold: those that decode to nothing, and those of a model's padded vocabulary."""
+    return [*tokenizer.unused_ids, *range(tokenizer.vocab_size, model.config.vocab_size)]

@@ -28,6 +28,7 @@ from llm.checkpoint import (
     load_weights,
     read_trainer_state,
     save,
+    unwrapped,
     write_trainer_state,
 )
 from llm.data.datasets import Dataset
@@ -37,7 +38,7 @@ from llm.objectives.base import Objective
 from llm.runtime import World, start
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.train.config import TrainConfig
-from llm.train.logger import Console, JsonLines, Logger, Plot
+from llm.train.logger import Console, Guarded, JsonLines, Logger, Plot
 from llm.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from llm.train.schedule import lr_factor, warmup_steps
 
@@ -124,8 +125,17 @@ class Trainer:
             model.use_checkpointing = True   # type: ignore[assignment]
 
     def fit(self) -> TrainState:
-        """Train to the last step, or until a signal asks to stop; returns where the run stands."""
+        """Train to the last step, or until a signal asks to stop; returns where the run stands.
+
+        Calling it again after a signal goes on.
+
+        Raises:
+            ValueError: if the folder holds another run, which this one would be mixed up with.
+            RuntimeError: after `max_skipped` steps in a row without a usable gradient.
+        """
+        self.stop_signal = None
         if self.state.step == 0:
+            self._check_folder_is_new()
             torch.manual_seed(self.config.seed)   # dropout; a resumed run has its own state already
         if self.config.compile:
             compile_blocks(self.model, lambda: self._try_forward())
@@ -171,6 +181,7 @@ class Trainer:
         is_usable = norm is not None and torch.isfinite(torch.tensor([norm, loss_sum])).all()
         if is_usable:
             self.scaler.step(self.optimizer)
+            self.state.skipped_in_a_row = 0
         if weight:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -189,7 +200,7 @@ class Trainer:
             "grad_norm": norm if is_usable else None, **metrics,
             "elapsed_s": round(state.elapsed_s, 3), "tokens_per_second": round(num_tokens / seconds, 1),
         }
-        return row if is_usable else self._skip(row, weight, norm)
+        return row if is_usable else self._skip(row, weight, loss_sum, norm)
 
     def validate(self, started: float | None = None) -> bool:
         """Evaluate, tell the loggers; returns whether the loss is the best so far. NaN never is."""
@@ -217,13 +228,13 @@ class Trainer:
             return
         state = {
             **asdict(self.state), "rng": _pack_rng(self.world.device), "scaler": self.scaler.state_dict(),
-            "world_size": self.world.size, "seed": self.config.seed, "batch_size": self.config.batch_size,
+            "world_size": self.world.size, "precision": self.world.precision, **self._order(self.state.epoch),
             "lengths": {name: _length_on_disk(self.folder / name) for name in GROWING},
         }
 
         def fill(folder: Path) -> None:
             save(self.model, folder, tokenizer=self.tokenizer)
-            write_trainer_state(folder, state, optimizer_tensors(self.optimizer, self.model))
+            write_trainer_state(folder, state, optimizer_tensors(self.optimizer, unwrapped(self.model)))
 
         self.store.write(self.state.step, fill, is_best=is_best)
         log.debug("saved step %d", self.state.step)
@@ -232,7 +243,8 @@ class Trainer:
         """Go back to the latest checkpoint of the folder; without one, to the beginning. Returns whether there was one.
 
         Raises:
-            ValueError: if there is no folder, or the run was made with another seed or batch size.
+            ValueError: if there is no folder, a file is damaged, or the run was made with another seed, batch size,
+                model or number of samples.
         """
         if self.store is None or self.folder is None:
             raise ValueError("a trainer without a folder has nothing to resume")
@@ -241,25 +253,30 @@ class Trainer:
         if step is None:
             log.warning("%s holds no complete checkpoint; starting at step 0", self.folder)
         else:
-            saved, tensors = read_trainer_state(self.store.path(step))
-            for name in ("seed", "batch_size"):
-                if saved[name] != getattr(self.config, name):
-                    raise ValueError(f"{name}={getattr(self.config, name)}, but the run was made with {saved[name]}: "
+            keys = [*asdict(self.state), *self._order(0), "world_size", "precision", "rng", "scaler", "lengths"]
+            saved, tensors = read_trainer_state(self.store.path(step), keys=keys)
+            for name, value in self._order(saved["epoch"]).items():
+                if saved[name] != value:
+                    raise ValueError(f"{name}={value}, but the run was made with {saved[name]}: "
                                      "its data order would change; start a new run from its weights instead")
-            if saved["world_size"] != self.world.size:
-                log.warning("the run had %d processes and goes on with %d: same data, same order, other rounding",
-                            saved["world_size"], self.world.size)
+            for what, before, now in (("process(es)", saved["world_size"], self.world.size),
+                                      ("precision", saved["precision"], self.world.precision)):
+                if before != now:
+                    log.warning("%s of the run: %s before, %s from now on: same data, same order, other rounding",
+                                what, before, now)
             load_weights(self.model, self.store.path(step))
-            load_optimizer_tensors(self.optimizer, self.model, tensors)
-            self.scaler.load_state_dict(saved["scaler"])
+            load_optimizer_tensors(self.optimizer, unwrapped(self.model), tensors)
+            if saved["scaler"]:   # empty where the run had no fp16
+                self.scaler.load_state_dict(saved["scaler"])
             self.state = TrainState(**{name: saved[name] for name in asdict(self.state)})
             _unpack_rng(saved["rng"], self.world.device)
             lengths = saved["lengths"]
             log.info("resumed at step %d of %d", step, self.total_steps)
         for name, length in lengths.items():
             if (self.folder / name).is_file():
-                with open(self.folder / name, "r+b") as file:
-                    file.truncate(length)
+                if (now := (self.folder / name).stat().st_size) < length:
+                    log.warning("%s has lost its end: %d bytes of %d are left", self.folder / name, now, length)
+                os.truncate(self.folder / name, min(now, length))   # beyond its end it would be filled with zeros
         return step is not None
 
     def _backward(self, micro_batches: list[MicroBatch]) -> tuple[float, float, dict[str, float]]:
@@ -289,7 +306,7 @@ class Trainer:
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         return float(nn.utils.clip_grad_norm_(parameters, self.config.clip or float("inf")))
 
-    def _skip(self, row: dict[str, Any], weight: float, norm: float | None) -> dict[str, Any]:
+    def _skip(self, row: dict[str, Any], weight: float, loss_sum: float, norm: float | None) -> dict[str, Any]:
         """Account for a step that changed nothing.
 
         Raises:
@@ -297,12 +314,24 @@ class Trainer:
         """
         self.state.skipped += 1
         self.state.skipped_in_a_row += 1
-        why = f"its gradient norm is {norm}" if weight else "nothing in it is supervised"
+        why = f"its loss sum is {loss_sum}, its gradient norm {norm}" if weight else "nothing in it is supervised"
         log.warning("step %d is skipped: %s", self.state.step, why)
         if self.state.skipped_in_a_row >= self.config.max_skipped:
             raise RuntimeError(f"{self.state.skipped_in_a_row} steps in a row were skipped, the last because {why}; "
                                "lower the learning rate, look at the data, or go back to an earlier checkpoint")
         return {**row, "skipped": self.state.skipped}
+
+    def _order(self, epoch: int) -> dict[str, int]:
+        """What the order of the data follows from."""
+        return {"seed": self.config.seed, "batch_size": self.config.batch_size,
+                "samples": self.loader.num_samples(epoch)}
+
+    def _check_folder_is_new(self) -> None:
+        if self.folder is not None and self.store is not None:
+            metrics = self.folder / "metrics.jsonl"
+            if self.store.read_index()["latest"] is not None or (metrics.is_file() and metrics.stat().st_size):
+                raise ValueError(f"{self.folder} holds a run already; call resume() first to go on with it, or choose "
+                                 "another folder")
 
     def _is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps (0: at the end only) happens after this one."""
@@ -334,21 +363,23 @@ class Trainer:
         if self.folder is None or not self.world.is_main:
             return []
         self.folder.mkdir(parents=True, exist_ok=True)
-        return [JsonLines(self.folder / "metrics.jsonl"), Console(), Plot(self.folder)]
+        return [JsonLines(self.folder / "metrics.jsonl"), Console(), Guarded(Plot, self.folder)]
 
     def _is_bar_wanted(self) -> bool:
         return self.folder is not None and self.world.is_main and sys.stderr.isatty()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C ask for a stop after the running step; a second Ctrl-C stops at once."""
+        """SIGTERM and Ctrl-C ask for a stop after the running step; a further Ctrl-C stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield   # only the main thread may set handlers
             return
 
         def ask_to_stop(number: int, frame: FrameType | None) -> None:
             if self.stop_signal is not None:
-                raise KeyboardInterrupt
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt
+                return   # schedulers repeat their SIGTERM
             self.stop_signal = number
             log.warning("%s: saving and stopping after this step", signal.Signals(number).name)
 

@@ -17,6 +17,7 @@ TEXT = "0123456789" * 20
 
 
 def corpus(data: Path, *, model_tokenizer: Tokenizer | None = None, **settings: Any) -> Corpus:
+    settings = {"tokenizer": None if model_tokenizer or Path(data).suffix == ".bin" else "byte", **settings}
     return load_corpus(DataConfig(data=str(data), **settings), tokenizer=model_tokenizer)
 
 
@@ -136,9 +137,9 @@ def test_characters_that_the_model_has_never_seen_are_named(tmp_path: Path) -> N
     ({"val": "nowhere.txt"}, "--val nowhere.txt: there is no such file or folder"),
     ({"val": "tokens.bin"}, "--data text.txt and --val tokens.bin: one is a token file"),
     ({"data": "tokens.bin", "val": "text.txt"}, "one is a token file, the other is text; give both as"),
-    ({"data": "tokens.bin", "tokenizer": "char"}, "--tokenizer char takes its alphabet from a text"),
+    ({"data": "tokens.bin", "tokenizer": "char"}, "--tokenizer char is learned from a text"),
     ({"raw_dtype": "uint16"}, "--raw-dtype uint16 is for streams of ids, files that end in .bin; text.txt is"),
-    ({"tokenizer": "chra"}, "--tokenizer chra is neither char nor byte, and there is no such folder or file; name"),
+    ({"tokenizer": "chra"}, "--tokenizer chra is none of char, byte, bpe:SIZE"),
     ({"data": "short.txt", "tokenizer": "char"}, "short.txt gives 1 token for validation"),
     ({"data": "one.bin"}, "one.bin gives 0 tokens for training"),
 ])

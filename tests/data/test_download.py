@@ -634,7 +634,8 @@ def test_a_corpus_takes_a_named_set_and_its_own_validation(
     assert corpus.tokenizer.decode(corpus.val) == "a king<|endoftext|>"
     assert corpus.tokenizer.decode(corpus.train) == "once upon a time<|endoftext|>there was<|endoftext|>"
     Path("mine.txt").write_text("mine", encoding="utf-8")
-    assert corpus.tokenizer.decode(load_corpus(DataConfig(data="tiny", val="mine.txt")).val[:-1]) == "mine"
+    mine = load_corpus(DataConfig(data="tiny", tokenizer="byte", val="mine.txt"))
+    assert corpus.tokenizer.decode(mine.val) == "mine<|endoftext|>"
 
 
 def test_the_registry_is_sound() -> None:

@@ -10,7 +10,7 @@ import pytest
 from llm.tokenizers import bpe, formats, patterns
 from llm.tokenizers.formats import END_OF_TEXT, NotExact
 from llm.tokenizers.tokenizer import Tokenizer
-from tests.tokenizers.test_tokenizer import TEXTS, any_kind, trained
+from tests.tokenizers.test_bpe_tokenizer import TEXTS, any_kind, trained
 
 
 def auto_tokenizer(folder):
@@ -225,15 +225,6 @@ def test_without_the_package_the_error_names_it_and_the_reason(llama, monkeypatc
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match=r"byte_fallback|unk_token.*pip install 'llm-training\[hf\]'"):
         Tokenizer.load(llama)
-
-
-def test_damaged_files_are_named(tmp_path):
-    for content, message in [(b"{", "not JSON"), (b"[]", "not a JSON object"), (b"{}", "no model")]:
-        (tmp_path / "tokenizer.json").write_bytes(content)
-        with pytest.raises(ValueError, match=f"tokenizer.json.*{message}"):
-            Tokenizer.load(tmp_path)
-    with pytest.raises(ValueError, match="does not exist"):
-        Tokenizer.load(tmp_path / "nowhere")
 
 
 def test_rank_files_are_read_by_path_and_checked_by_hash(tmp_path):

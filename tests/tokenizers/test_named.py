@@ -77,6 +77,8 @@ def test_published_rank_files_are_known_by_their_hash(name, file, tmp_path):
 
 def test_without_cache_and_network_the_error_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
     for variable in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")   # a port that nobody serves
     with pytest.raises(OSError, match=r"gpt2 is not in tiktoken's cache.*TIKTOKEN_CACHE_DIR"):

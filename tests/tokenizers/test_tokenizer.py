@@ -1,122 +1,184 @@
+"""Laws of characters and bytes: text comes back as it went in, here and in transformers, and nothing is guessed."""
+
+import json
 import random
-import time
+from pathlib import Path
 
 import pytest
 
-from llm.tokenizers import patterns
-from llm.tokenizers.formats import END_OF_TEXT
-from llm.tokenizers.tokenizer import Tokenizer
+from llm.tokenizers.bpe import CHARACTER_OF_BYTE
+from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 TEXTS = [
-    "The quick brown fox, he said, doesn't jump over 13 lazy dogs.\n\nNor do we; they'll sleep. " * 3,
-    "我们在学习语言模型。语言模型很有用，我们喜欢语言！\n" * 3,
-    "def f(x):\n    return x + 1\n" * 3,
-    "👍🏽 👩‍👩‍👧 naïve café 🇨🇳\r\n" * 3,
+    "", " ", "\n", "First Citizen:\nBefore we proceed any further, hear me speak.\n",
+    "  two  spaces \t\ttabs\r\nCRLF\r\r", "西游记\u3000第一回\u3000灵根育孕源流出，心性修持大道生。", "é e\u0301 ﬁ Å",
+    "👩‍👩‍👧‍👦🇨🇳 👍🏽", "a\x00b\x0b\x0c\x1c\x7f\x85\u2028\ufeff", "don't , ' . ! 's",
+    "x" * 300,
 ]
+MANY = "".join(sorted(set("".join(TEXTS))))
 
 
-def trained(pattern="cl100k", vocab_size=600, **options):
-    return Tokenizer.train(TEXTS, vocab_size, pattern=pattern, **options)
+def random_text(seed: int) -> str:
+    generator = random.Random(seed)
+    planes = [(0, 0x80), (0x80, 0x800), (0x800, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000)]
+    return "".join(chr(generator.randrange(*generator.choice(planes))) for _ in range(50))
 
 
-def any_kind():
-    return [trained(), trained(""), Tokenizer.byte_level(), Tokenizer.character_level("".join(TEXTS))]
+@pytest.fixture(params=["characters", "bytes"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return Tokenizer.character_level(MANY) if request.param == "characters" else Tokenizer.byte_level()
 
 
-@pytest.mark.parametrize("pattern", [*patterns.PATTERNS, ""])
-def test_every_text_comes_back(pattern, random_text):
-    tokenizer = trained(pattern)
-    texts = ["", "\0", "\r\n", "\u00a0", *TEXTS, *(random_text(seed) for seed in range(300))]
-    assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == texts
-
-
-def test_training_fills_the_vocabulary_and_shortens_the_text():
-    tokenizer = trained(vocab_size=400)
-    assert tokenizer.vocab_size == 400 and tokenizer.eos_id == 399 and tokenizer.unused_ids == []
-    assert len(tokenizer.encode(TEXTS[1])) < 0.5 * len(TEXTS[1].encode())
-
-
-@pytest.mark.parametrize("tokenizer", any_kind()[:3])
-def test_text_becomes_a_control_token_only_when_allowed(tokenizer):
-    text = f"one{END_OF_TEXT}two"
-    assert tokenizer.eos_id not in tokenizer.encode(text)
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    expected = [*tokenizer.encode("one"), tokenizer.eos_id, *tokenizer.encode("two")]
-    assert tokenizer.encode(text, allowed_special=[END_OF_TEXT]) == expected
-    assert tokenizer.encode(text, allowed_special="all") == expected
+    assert "".join(tokenizer.stream(tokenizer.encode(text))) == text
 
 
-def test_of_two_control_tokens_the_longer_one_is_taken():
-    tokenizer = trained(special_tokens=["<tool>", "<tool>s", END_OF_TEXT])
-    assert tokenizer.encode("<tool>s", allowed_special="all") == [tokenizer.special_tokens["<tool>s"]]
-    assert len(tokenizer.encode("<tool>s", allowed_special=["<tool>"])) == 2
+@pytest.mark.parametrize("seed", range(20))
+def test_any_text_comes_back(seed: int) -> None:
+    text = random_text(seed)
+    for tokenizer in (Tokenizer.character_level(text), Tokenizer.byte_level()):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_every_prefix_of_streamed_ids_joins_to_the_text_so_far(random_text):
-    for tokenizer in (trained(), Tokenizer.byte_level()):
-        for text in ["学习语言模型😀👩‍👩‍👧", "héllo wörld", *(random_text(seed) for seed in range(50))]:
-            ids = tokenizer.encode(text)
-            joined = ""
-            for piece in tokenizer.stream(ids):
-                joined += piece
-                assert text.startswith(joined)   # so that no piece ever holds half a character
-            assert joined == text
-            assert all("".join(tokenizer.stream(ids[:n])) == tokenizer.decode(ids[:n]) for n in range(len(ids)))
+def test_a_character_is_a_token_and_a_byte_is_a_token() -> None:
+    text = TEXTS[5] + TEXTS[7]
+    letters = Tokenizer.character_level(text)
+    alphabet = sorted(set(text))
+    assert letters.encode(text) == [alphabet.index(letter) for letter in text]
+    assert (letters.vocab_size, letters.eos_id, letters.special_tokens) == (len(alphabet), None, {})
+    assert Tokenizer.byte_level().encode(text) == list(text.encode())
+    assert (Tokenizer.byte_level().vocab_size, Tokenizer.byte_level().eos_id) == (257, 256)
 
 
-def test_streamed_bytes_that_are_not_text_become_replacement_characters():
+def test_the_alphabet_does_not_depend_on_the_order_of_the_text() -> None:
+    assert Tokenizer.character_level("cabbage").vocabulary == Tokenizer.character_level("egabc").vocabulary
+
+
+def test_characters_outside_the_alphabet_are_named() -> None:
+    tokenizer = Tokenizer.character_level("abc")
+    with pytest.raises(ValueError, match=r"^2 characters of the text .*: 'Z' \(U\+005A\), '猴' \(U\+7334\); use"):
+        tokenizer.encode("aZb猴")
+    with pytest.raises(ValueError, match=r"'\\ud83d' \(U\+D83D\)"):
+        tokenizer.encode("a\ud83d")
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "the text is empty"), ("a\udc80", "half of a surrogate pair")])
+def test_an_alphabet_needs_characters(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.character_level(text)
+
+
+def test_text_never_becomes_a_control_token_unless_asked() -> None:
     tokenizer = Tokenizer.byte_level()
-    for seed in range(300):
-        data = random.Random(seed).randbytes(12)
-        assert "".join(tokenizer.stream(data)) == tokenizer.decode(data) == data.decode(errors="replace")
-    assert list(tokenizer.stream("é".encode()[:1])) == ["\ufffd"]   # an answer cut off inside a character
+    assert tokenizer.encode(f"a{END_OF_TEXT}") == list(f"a{END_OF_TEXT}".encode())
+    assert tokenizer.encode(f"a{END_OF_TEXT}", allowed_special=[END_OF_TEXT]) == [97, 256]
+    assert tokenizer.decode([97, 256]) == f"a{END_OF_TEXT}"
+    assert tokenizer.encode_document("a").tolist() == [97, 256]
+    assert Tokenizer.character_level("ab").encode_document("ba").tolist() == [1, 0]
 
 
-def test_show_prints_each_token_readably(capsys):
-    Tokenizer.byte_level().show([104, 105, 10, 228, 256])
-    shown = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()]
-    assert shown == ["'h'", "'i'", r"'\n'", r"b'\xe4'", END_OF_TEXT]
+def test_byte_counts_add_up_to_the_bytes_of_the_text(tokenizer: Tokenizer) -> None:
+    for text in TEXTS:
+        counts = tokenizer.byte_counts
+        assert sum(counts[token] for token in tokenizer.encode_document(text)) == len(text.encode())
+    assert tokenizer.unused_ids == []
 
 
-@pytest.mark.parametrize("letters", ["a", " ", "\n", "\r\n ", "'", "A", "ſ", "是", "1", "\u0301", "😀"])
-def test_a_megabyte_of_one_character_takes_seconds(letters):
-    text = "x" + letters * (1_000_000 // len(letters.encode())) + "x"
-    for tokenizer in (trained("cl100k", 300), trained("o200k", 300)):
-        start = time.perf_counter()
+@pytest.mark.parametrize("token_id", [-1, 257])
+def test_ids_outside_the_vocabulary_are_named(token_id: int) -> None:
+    with pytest.raises(ValueError, match=f"id {token_id} is outside the vocabulary of 257"):
+        Tokenizer.byte_level().decode([65, token_id])
+    with pytest.raises(ValueError, match=f"id {token_id} is outside the vocabulary of 257"):
+        list(Tokenizer.byte_level().stream([token_id]))
+
+
+def test_streaming_holds_a_character_back_until_it_is_whole() -> None:
+    tokenizer = Tokenizer.byte_level()
+    assert list(tokenizer.stream("n猴é👍".encode())) == ["n", "猴", "é", "👍"]
+
+
+@pytest.mark.parametrize("data", [b"a\xff\xfeb", "猴".encode()[:2], b"\xf0\x9f\x91", b"\xe7z", b"\x80",
+                                  bytes(range(256))])
+def test_streaming_bytes_that_are_not_text_gives_what_decoding_gives(data: bytes) -> None:
+    tokenizer = Tokenizer.byte_level()
+    assert "".join(tokenizer.stream(data)) == tokenizer.decode(data) == data.decode("utf-8", errors="replace")
+
+
+def test_saving_and_loading_keeps_everything(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    for again in (Tokenizer.load(tmp_path), Tokenizer.load(tmp_path / "tokenizer.json")):
+        ours, theirs = tokenizer.vocabulary, again.vocabulary
+        assert (theirs.ranks, theirs.special_tokens, theirs.is_closed) == (
+            ours.ranks, ours.special_tokens, ours.is_closed)
+        assert again.fingerprint == tokenizer.fingerprint
+
+
+def test_fingerprints_never_change() -> None:
+    """They stand in the headers of people's token files and in the records of their runs."""
+    assert Tokenizer.byte_level().fingerprint == "85c89347ead9b657e4416a3bc255f3aeaaf974c5772e354b6ae058f9a6be76c4"
+    assert Tokenizer.character_level("abc\n猴").fingerprint == (
+        "03d040f3072708c3873bde00b7ace1c9b035b420513a21d1b556cc683427c40a")
+    trained = Tokenizer.train(["low lower lowest"], 261, pattern="cl100k")
+    assert trained.fingerprint == "2154f7a213510354ea48fffa5fa887ba72c919bbc45cb9957c45c19963f54f5c"
+    assert Tokenizer.character_level("abc").fingerprint != Tokenizer.character_level("abd").fingerprint
+
+
+def test_transformers_gives_the_same_ids_and_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == tokenizer.vocab_size
+    assert theirs.eos_token_id == tokenizer.eos_id
+    for text in TEXTS:
         ids = tokenizer.encode(text)
-        assert time.perf_counter() - start < 10   # quadratic would be hours
-        assert tokenizer.decode(ids) == text
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids) == text
 
 
-def test_lone_surrogates_become_replacement_characters_but_no_token():
-    assert trained().decode(trained().encode("a\ud800b")) == "a\ufffdb"
-    with pytest.raises(ValueError, match=r"lone surrogate, U\+D800"):
-        Tokenizer.character_level("a\ud800")
+def test_transformers_keeps_our_ids_under_every_model_type_we_save(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for kind in ("gpt2", "qwen3", "llama"):
+        tokenizer.save(tmp_path / kind)
+        (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / kind)
+        assert theirs(TEXTS[5] + " x")["input_ids"] == tokenizer.encode(TEXTS[5] + " x")
 
 
-def test_ids_and_characters_outside_are_named():
-    with pytest.raises(ValueError, match="id 600 is outside"):
-        trained().decode([600])
-    with pytest.raises(ValueError, match=r"'z' \(U\+007A\)"):
-        Tokenizer.character_level("banana").encode("nanz")
+def test_the_byte_alphabet_is_printable_and_unambiguous() -> None:
+    alphabet = set(CHARACTER_OF_BYTE.values())
+    assert len(alphabet) == len(CHARACTER_OF_BYTE) == 256
+    assert all(letter.isprintable() and not letter.isspace() for letter in alphabet)
 
 
-def test_impossible_settings_are_refused_with_a_remedy():
-    for settings, message in [
-        ({"pattern": "gpt-2"}, "gpt2, cl100k"),
-        ({"special_tokens": ["<a>", "<a>"]}, "given once"),
-        ({"special_tokens": ["x"]}, "two characters"),
-        ({"vocab_size": 100}, "at least 257"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            trained(**settings)
-    with pytest.raises(ValueError, match=r"<\|user\|>"):
-        trained().encode("text", allowed_special=["<|user|>"])
-    with pytest.raises(ValueError, match="cl100k_base"):
-        Tokenizer.named("cl100k")
+CLOSED = '"decoder": {"type": "Fuse"}}'
+BYTE_LEVEL = '"pre_tokenizer": {"type": "ByteLevel", "use_regex": false}}'
 
 
-def test_equal_fingerprints_mean_equal_tokenizers():
-    others = [trained("gpt2"), trained(special_tokens=["<|end|>"])]
-    prints = [tokenizer.fingerprint for tokenizer in [*any_kind(), *others]]
-    assert len(set(prints)) == len(prints) and prints[0] == trained().fingerprint
+@pytest.mark.parametrize(("content", "message"), [
+    ("{", "is not JSON"),
+    ("\xff", "is not JSON"),
+    ("[]", "is damaged"),
+    ("{}", "is damaged"),
+    ('{"model": {"type": "BPE"}, ' + CLOSED, "is damaged"),
+    ('{"model": {"type": "BPE", "vocab": {"a": "x"}}, ' + CLOSED, "is damaged"),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0}}, "added_tokens": [{"content": "x"}], ' + CLOSED, "is damaged"),
+    ('{"model": {"type": "BPE", "vocab": {}}, ' + CLOSED, "0 tokens"),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}}, ' + CLOSED, "2 tokens with 1 different ids"),
+    ('{"model": {"type": "BPE", "vocab": {"a": 0}}, ' + BYTE_LEVEL, "cannot be reproduced exactly"),
+    ('{"model": {"type": "BPE", "vocab": {"\\u3000": 0}}, ' + BYTE_LEVEL, "cannot be reproduced exactly"),
+    ('{"model": {"type": "Unigram", "vocab": []}}', "0 tokens"),
+    ('{"model": {"type": "Unigram", "vocab": [1]}}', "cannot be reproduced exactly"),
+])
+def test_a_damaged_or_foreign_file_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
+    pytest.importorskip("tokenizers")   # what is foreign is shown to it
+    (tmp_path / "tokenizer.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer.json does not exist; a tokenizer is"):
+        Tokenizer.load(tmp_path)
