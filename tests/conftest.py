@@ -1,6 +1,8 @@
 """Tiny models and texts that many tests share."""
 
+import socket
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from llm.models.build import build_model
 from llm.models.config import GPTConfig, ModelConfig, QwenConfig
 from llm.models.decoder import Decoder
 
+HERE = (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname())
 TINY: dict[str, ModelConfig] = {
     "gpt": GPTConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=2, dim=16),
     "qwen3": QwenConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=4, num_kv_heads=2, dim=16),
@@ -59,3 +62,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may depend on the network, nor reach it by accident: only this machine answers."""
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        assert self.family == getattr(socket, "AF_UNIX", None) or str(address[0]) in HERE, f"a test calls {address}"
+        connect(self, address)
+
+    def look_up_here(host: Any, *arguments: Any, **options: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        assert name in HERE, f"a test looks up {host}"
+        return look_up(host, *arguments, **options)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up_here)

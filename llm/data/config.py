@@ -9,10 +9,10 @@ class DataConfig:
     """The text, its tokenizer and its validation part."""
 
     data: str = ""
-    """Text file (.txt), rows with a text (.jsonl, .parquet), folder of them, token file (.bin), or what
-    llm.tasks.tokenize wrote."""
+    """Text file (.txt), rows with a text (.jsonl, .parquet), folder of them, token file (.bin), what
+    llm.tasks.tokenize wrote, or the name of a set that llm.tasks.download lists."""
     val: str | None = None
-    """Validation text of the same kinds; default: a part of the data."""
+    """Validation text of the same kinds; default: the named set's own, else a part of the data."""
     val_fraction: float = 0.1
     """Share held out when there is no --val: the end of one document, or whole documents of many."""
     tokenizer: str | None = None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm.data.config import DataConfig
+from llm.data.download import own_validation, resolve
 from llm.data.records import read_documents, split_documents
 from llm.data.tokenfile import open_token_file, token_dtype
 from llm.tokenizers.tokenizer import NAMED, Tokenizer
@@ -52,6 +53,8 @@ def load_corpus(config: DataConfig, *, tokenizer: Tokenizer | None = None) -> Co
         ValueError: for missing, empty or unreadable data, and for a tokenizer that does not fit it.
     """
     path = existing_path(config.data, "--data")
+    if config.val is None and (own := own_validation(config.data)) is not None:
+        config = replace(config, val=str(own))
     if (path / "train.bin").is_file():   # a folder of `prepare`
         config = replace(config, val=config.val or str(path / "val.bin"))
         path = path / "train.bin"
@@ -177,10 +180,10 @@ def existing_path(name: str, flag: str) -> Path:
     """The file or folder that a flag names; ValueError if there is none."""
     if not name:
         raise ValueError(f"{flag} is missing; name a text file, a folder of them or a token file")
-    path = Path(name)
-    if not path.exists():
-        raise ValueError(f"{flag} {name}: there is no such file or folder")
-    return path
+    try:
+        return resolve(name, kind="text")
+    except ValueError as error:
+        raise ValueError(f"{flag} {error}") from error
 
 
 def _count(number: int, noun: str) -> str:
