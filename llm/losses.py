@@ -28,9 +28,12 @@ def next_token_loss_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor) ->
         >>> next_token_loss_sum(torch.zeros(1, 2, 4), torch.zeros(8, 4), torch.tensor([[3, IGNORE_INDEX]]))   # ln 8
         tensor(2.0794)
     """
+    hidden, targets = hidden.flatten(0, -2), targets.flatten()   # (N, C), (N,)
     supervised = targets != IGNORE_INDEX
-    logits = F.linear(hidden[supervised], head_weight)   # (N, V)
-    return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+    if not supervised.all():
+        hidden, targets = hidden[supervised], targets[supervised]
+    logits = F.linear(hidden, head_weight)   # (N, V)
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def token_log_likelihood(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:

@@ -199,7 +199,6 @@ class Attention(nn.Module):
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)   # (B, G, T, D)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        q, k = q.to(v.dtype), k.to(v.dtype)   # under autocast the norms' float32 gains have widened them
         if cache is not None:
             k, v = cache.write(k, v, slots=plan.slots, start=plan.start, num_keys=plan.num_keys)   # (B, G, S, D)
         mixed = self.attend(q, k, v, plan)

@@ -8,6 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What the matrix products behind a norm compute in: autocast's dtype, without autocast that of x.
+
+    Casting here, once, saves each of the projections that read the same normed vectors a cast of its own.
+    """
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class LayerNorm(nn.Module):
     """Centre each vector, scale it to unit variance, then apply a learned gain and bias.
 
@@ -31,7 +40,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(compute_dtype(x))
 
 
 class RMSNorm(nn.Module):
@@ -58,4 +67,4 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()   # a bf16 mean over thousands of squares would keep only two digits
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
+        return (wide * scale * self.weight).to(compute_dtype(x))

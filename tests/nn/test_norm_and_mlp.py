@@ -29,7 +29,7 @@ def test_rms_norm_is_its_equation_and_ignores_scale() -> None:
 def test_rms_norm_computes_in_float32_whatever_comes_in() -> None:
     x = torch.full((1, 4096), 0.1, dtype=torch.bfloat16)
     x[0, 0] = 30.0
-    assert torch.allclose(RMSNorm(4096)(x), RMSNorm(4096)(x.float()), rtol=1e-2)
+    assert torch.allclose(RMSNorm(4096)(x).float(), RMSNorm(4096)(x.float()), rtol=1e-2)
     half = torch.full((1, 8), 300.0, dtype=torch.float16)   # 300^2 is past float16
     assert torch.isfinite(RMSNorm(8)(half)).all()
 
