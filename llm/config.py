@@ -10,11 +10,15 @@ Read next: `llm/train/config.py` for the settings of a training run.
 import dataclasses
 import difflib
 import json
+import math
+import re
 import sys
 import tomllib
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -54,14 +58,16 @@ def load(
         The settings. A bad flag or `--help` ends the process, as for any command.
 
     Raises:
-        ValueError: for a config file with unknown keys, wrong types or of an unknown name.
+        ValueError: for a config file with unknown keys, wrong types or of an unknown name, and for --resume beside
+            --config or --model.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = _flag(argv, "config") or ""
     table: dict[str, Any] = {}
     if resume_file and (run := _flag(argv, "resume")):
-        if name:
-            raise ValueError(f"--config {name} and --resume {run} exclude each other; a run has its own settings")
+        for other in ("config", "model"):
+            if value := _flag(argv, other):
+                raise ValueError(f"--{other} {value} and --resume {run} exclude each other; a run has its own settings")
         name = str(resume_file(run))
         table = read_toml(Path(name))
     elif name:
@@ -71,7 +77,7 @@ def load(
         if model := _flag(argv, "model"):
             table = {key: value for key, value in table.items() if key not in ("model", "architecture")}
             table["model"] = model
-        fixed = choose_model(table.get("model", _default(config_class, "model")))
+        fixed = choose_model(_checked(table.get("model", _default(config_class, "model")), str, f"{name}: model"))
     default = merge(config_class(**fixed), table, where=name)
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.HelptextFromCommentsOff)
     return tyro.cli(config_class, prog=prog, args=argv, default=default, config=options)
@@ -86,7 +92,8 @@ def merge(config: Config, table: Mapping[str, Any], *, where: str) -> Config:
         where: the file's name, for errors.
 
     Raises:
-        ValueError: for a key that is no field, with the nearest field named; for a value of another type.
+        ValueError: for a key that is no field, with the nearest field named; for a value of another type, or one that
+            the dataclass refuses.
 
     Example:
         >>> from llm.models.config import GPTConfig
@@ -96,7 +103,8 @@ def merge(config: Config, table: Mapping[str, Any], *, where: str) -> Config:
         Traceback (most recent call last):
         ValueError: my.toml: unknown key 'dims'; did you mean 'dim'?
     """
-    fields = {field.name: field for field in dataclasses.fields(config)}
+    fields = [field.name for field in dataclasses.fields(config)]
+    annotations = typing.get_type_hints(type(config), include_extras=True)
     changes: dict[str, Any] = {}
     for key, value in table.items():
         if key not in fields:
@@ -107,8 +115,11 @@ def merge(config: Config, table: Mapping[str, Any], *, where: str) -> Config:
                 raise ValueError(f"{where}: {key} = {value!r}, but {key} is a table: [{key}]")
             changes[key] = merge(old, value, where=f"{where} [{key}]")
         else:
-            changes[key] = _checked(value, old, str(fields[key].type), f"{where}: {key}")
-    return dataclasses.replace(config, **changes)
+            changes[key] = _checked(value, annotations[key], f"{where}: {key}")
+    try:
+        return dataclasses.replace(config, **changes)
+    except ValueError as error:   # what the dataclass itself refuses
+        raise ValueError(f"{where}: {error}") from error
 
 
 def find_preset(kind: str, name: str) -> Path:
@@ -122,7 +133,7 @@ def find_preset(kind: str, name: str) -> Path:
         return preset
     if Path(name).is_file():
         return Path(name)
-    raise ValueError(f"{name!r} is neither a file nor a preset; {did_you_mean(name, preset_names(kind))}")
+    raise ValueError(f"{name!r} is neither a preset nor an existing path; {did_you_mean(name, preset_names(kind))}")
 
 
 def preset_names(kind: str) -> list[str]:
@@ -139,46 +150,77 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def write_toml(config: "DataclassInstance") -> str:
-    """Settings as TOML text that `load` reads back. Fields that are None are left out: None is their default."""
+    """Settings as TOML text that `load` reads back. None is left out where it is the default, else it is "None"."""
     plain, nested = [], []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             nested.append(f"[{field.name}]\n{write_toml(value)}")
-        elif value is not None:
-            plain.append(f"{field.name} = {json.dumps(value, ensure_ascii=False)}\n")   # TOML takes JSON's scalars
+        elif value is not None or field.default is not None:
+            plain.append(f"{field.name} = {_to_toml(value, field.name)}\n")
     return "".join(plain) + "".join("\n" + part for part in nested)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """The end of an error message: the nearest of the valid names, or all of them."""
     choices = list(choices)
+    if not choices:
+        return "there are none to choose from"
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(choices)}"
 
 
 def _flag(argv: Sequence[str], name: str) -> str | None:
-    """The value of `--name value` or `--name=value`, looked up before the real parsing."""
+    """The value of the last `--name value` or `--name=value`, looked up before the real parsing."""
+    found = None
     for place, word in enumerate(argv):
         if word == f"--{name}" and place + 1 < len(argv):
-            return argv[place + 1]
-        if word.startswith(f"--{name}="):
-            return word.split("=", 1)[1]
-    return None
+            found = argv[place + 1]
+        elif word.startswith(f"--{name}="):
+            found = word.split("=", 1)[1]
+    return found
 
 
 def _default(config_class: type, name: str) -> Any:
     return next(field.default for field in dataclasses.fields(config_class) if field.name == name)
 
 
-def _checked(value: Any, old: Any, type_name: str, where: str) -> Any:
-    """The value, if it has the type of the default that it replaces; an int may stand for a float."""
-    if isinstance(old, float) and type(value) is int:
-        return float(value)
-    if isinstance(old, tuple) and isinstance(value, list):
-        return tuple(value)
-    if old is not None and type(value) is not type(old):
-        raise ValueError(f"{where} = {value!r} must be of type {type(old).__name__}")
-    if isinstance(value, Mapping) or (old is None and type(value).__name__ not in type_name):
-        raise ValueError(f"{where} = {value!r} must be of type {type_name}")
-    return value
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    """The value, if it fits a field's annotation; an int may stand for a float, a list for a tuple, "None" for None."""
+    options = _options(kind)
+    if value == "None" and None in options:
+        return None
+    for option in options:
+        if option is float and type(value) is int:
+            return float(value)
+        if typing.get_origin(option) is tuple and isinstance(value, list):
+            return tuple(value)
+        if type(value) is option or (isinstance(option, str) and value == option):
+            return value
+    choices = [option for option in options if isinstance(option, str)]
+    if choices and isinstance(value, str):
+        raise ValueError(f"{where} = {value!r}; {did_you_mean(value, choices)}")
+    names = [repr(option) if isinstance(option, str) else option.__name__ for option in options if option is not None]
+    raise ValueError(f"{where} = {value!r} must be of type {' or '.join(names)}")
+
+
+def _options(kind: Any) -> list[Any]:
+    """What an annotation allows: types, the strings of a Literal, None."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _options(arguments[0])
+    if origin is Literal:
+        return list(arguments)
+    if origin in (typing.Union, types.UnionType):
+        return [option for argument in arguments for option in _options(argument)]
+    return [None if kind is types.NoneType else kind]
+
+
+def _to_toml(value: Any, where: str) -> str:
+    """A value in TOML's spelling, which is JSON's but for the cases named here."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)   # inf, -inf, nan
+    text = json.dumps("None" if value is None else value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if re.search("[\ud800-\udfff]", text):   # how Python spells a file name that is not UTF-8
+        raise ValueError(f"{where} = {value!r} is not UTF-8 and cannot be kept in a TOML file; rename it")
+    return text

@@ -9,13 +9,15 @@ class DataConfig:
     """The text, its tokenizer and its validation part."""
 
     data: str = ""
-    """Text file (.txt), rows with a text (.jsonl), folder of them, or token file (.bin)."""
+    """Text file (.txt), rows with a text (.jsonl, .parquet), folder of them, token file (.bin), or what
+    llm.tasks.tokenize wrote."""
     val: str | None = None
     """Validation text of the same kinds; default: a part of the data."""
     val_fraction: float = 0.1
     """Share held out when there is no --val: the end of one document, or whole documents of many."""
     tokenizer: str | None = None
-    """char, byte, or a folder or tokenizer.json; default: the model's own, else byte."""
+    """char, byte, bpe:SIZE, gpt2, cl100k_base, o200k_base, or a folder or tokenizer.json; default: the model's own,
+    else bpe:4096."""
     document_separator: str = "<|endoftext|>"
     """A line of a .txt file that equals it ends a document."""
     raw_dtype: Literal["uint16", "uint32"] | None = None

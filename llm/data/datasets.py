@@ -71,9 +71,10 @@ class TokenWindows:
         places = np.minimum(places, ends[:, None] - 1)
         inputs = self.tokens[places].astype(np.int64)
         targets = self.tokens[places + 1].astype(np.int64)
-        if self.vocab_size is not None and max(inputs.max(), targets.max()) >= self.vocab_size:
-            raise ValueError(f"the data hold id {max(inputs.max(), targets.max())}, but the vocabulary has only "
-                             f"{self.vocab_size}; the token file belongs to another tokenizer")
+        for found in (min(inputs.min(), targets.min()), max(inputs.max(), targets.max())):
+            if self.vocab_size is not None and not 0 <= found < self.vocab_size:
+                raise ValueError(f"the data hold id {found}, but the vocabulary has only {self.vocab_size}; "
+                                 "the token file belongs to another tokenizer")
         return {
             "input_ids": torch.from_numpy(np.where(is_real, inputs, 0)),
             "targets": torch.from_numpy(np.where(is_real, targets, IGNORE_INDEX)),

@@ -42,18 +42,25 @@ class GenerateConfig:
     """CPU threads; default torch's choice."""
 
 
+def parse(argv: Sequence[str] | None = None) -> GenerateConfig:
+    """The settings that a command line asks for."""
+    return load(GenerateConfig, argv, prog="python -m llm.tasks.generate")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    config = load(GenerateConfig, argv, prog="python -m llm.tasks.generate")
+    config = parse(argv)
     if not config.model:
         raise ValueError("--model is missing; name a run folder, a checkpoint or a Hugging Face folder")
     if config.num_samples < 1:
         raise ValueError(f"num_samples={config.num_samples} must be at least 1")
+    if config.seed < 0:
+        raise ValueError(f"seed={config.seed} must be at least 0")
 
     from llm.checkpoint import find_checkpoint
     from llm.checkpoint import load as load_model
     from llm.generation import generate, generate_steps
     from llm.runtime import start
-    from llm.train.samples import start_ids
+    from llm.train.samples import start_ids, unused_ids
 
     world = start(device=config.device, precision=config.precision, threads=config.threads)
     folder = find_checkpoint(config.model)
@@ -64,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = [start_ids(tokenizer, config.prompt)] * config.num_samples
     settings = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_k": config.top_k,
                 "top_p": config.top_p, "seed": config.seed, "eos_id": tokenizer.eos_id,
-                "unused_ids": tokenizer.unused_ids}
+                "unused_ids": unused_ids(tokenizer, model)}
     with world.autocast():
         if config.num_samples == 1:
             print(config.prompt, end="", flush=True)

@@ -1,16 +1,25 @@
 """Train a language model on text, from nothing or from the weights of another."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm.config import load
+from llm.config import load, preset_names
 from llm.data.config import DataConfig
 from llm.models.config import ModelConfig, QwenConfig, model_preset, preset_table
 from llm.tasks import entry
 from llm.train.config import TrainConfig
-from llm.train.run import RunConfig, find_run, open_run, record_environment
+from llm.train.run import RunConfig, find_run, keep_settings, open_run, record_environment
+
+if TYPE_CHECKING:
+    from llm.data.corpus import Corpus
+    from llm.models.decoder import Decoder
+    from llm.tokenizers.tokenizer import Tokenizer
+    from llm.train.samples import SampleWriter
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +32,11 @@ class SampleConfig:
     """Their length in tokens; 0 writes none."""
     sample_temperature: float = 0.8
     """Their temperature."""
+
+    def __post_init__(self) -> None:
+        for name in ("sample_tokens", "sample_temperature"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +57,15 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+def parse(argv: Sequence[str] | None = None) -> PretrainConfig:
+    """The settings that a command line asks for."""
+    return load(PretrainConfig, argv, prog="python -m llm.tasks.pretrain", choose_model=choose_model,
+                resume_file=lambda name: find_run("pretrain", name) / "run.toml")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    config = load(PretrainConfig, argv, prog="python -m llm.tasks.pretrain", choose_model=choose_model,
-                  resume_file=lambda name: find_run("pretrain", name) / "run.toml")
-    with open_run("pretrain", config.run, config) as folder:
+    config = parse(argv)
+    with open_run("pretrain", config.run) as folder:
         stop_signal = pretrain(config, folder)
     print(folder)
     return 128 + stop_signal if stop_signal else 0
@@ -54,66 +73,103 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def choose_model(name: str) -> Mapping[str, Any]:
     """What `--model` fixes: the architecture of a preset or of a folder."""
-    if Path(name).is_dir():
+    if is_folder(name):
         from llm.checkpoint import find_checkpoint, read_config
 
         return {"architecture": read_config(find_checkpoint(name))}
     return {"architecture": model_preset(name)}
 
 
+def is_folder(name: str) -> bool:
+    """Whether `--model` names weights to go on from. A preset wins over a folder of its name, as ./NAME shows."""
+    return name not in preset_names("models") and Path(name).is_dir()
+
+
 def pretrain(config: PretrainConfig, folder: Path) -> int | None:
     """Train in a run folder; returns the signal that ended it early, if one did."""
-    import torch  # here, not above: --help must not wait for it
-
-    from llm.checkpoint import load as load_model
-    from llm.data.corpus import load_corpus
-    from llm.data.datasets import TokenWindows
-    from llm.models.build import build_model
+    from llm.data.datasets import TokenWindows  # here, not above: --help must not wait for torch
+    from llm.models.profile import format_bytes, profile_model
     from llm.objectives.language import NextToken
-    from llm.runtime import start
+    from llm.runtime import peak_memory, start
     from llm.train.logger import trackers
-    from llm.train.samples import SampleWriter
     from llm.train.trainer import Trainer
 
     world = start(device=config.train.device, precision=config.train.precision, threads=config.train.threads)
-    if Path(config.model).is_dir():
-        if choose_model(config.model)["architecture"] != config.architecture:
-            raise ValueError(f"--model {config.model} brings its own architecture; leave the architecture's flags out")
-        model, tokenizer = load_model(config.model, dropout=config.train.dropout)
-        corpus = load_corpus(config.data, tokenizer=tokenizer)
-        context = config.data.context or model.config.context_length
-        if context > model.config.context_length:
-            raise ValueError(f"--context {context} exceeds the model's context_length={model.config.context_length}")
-    else:
-        data = replace(config.data, tokenizer=config.data.tokenizer or preset_table(config.model).get("tokenizer"))
-        corpus = load_corpus(data)
-        context = config.data.context or config.architecture.context_length
-        architecture = replace(config.architecture, vocab_size=corpus.vocab_size, context_length=context)
-        generator = torch.Generator().manual_seed(config.train.seed)
-        model = build_model(architecture, dropout=config.train.dropout, generator=generator)
-    tokenizer = corpus.tokenizer
+    model, corpus = model_and_corpus(config)
+    tokenizer, vocab_size = corpus.tokenizer, model.config.vocab_size
+    context = config.data.context or model.config.context_length
     record_environment(folder, hashes={"data": corpus.fingerprint,
                                        "tokenizer": tokenizer.fingerprint if tokenizer else None})
-
-    samples = config.samples
-    writer = SampleWriter(samples.sample_prompt, num_tokens=samples.sample_tokens,
-                          temperature=samples.sample_temperature)
+    profile = profile_model(model.config, rows=-(-config.train.batch_size // config.train.accumulate), context=context,
+                            precision=world.precision, device_type=world.device.type,
+                            use_checkpointing=config.train.activation_checkpointing)
+    log.info("%s on %s in %s: %s", config.model, world.device, world.precision, profile)
     trainer = Trainer(
         model,
         NextToken(tokenizer.byte_counts if tokenizer else None),
-        train=TokenWindows(corpus.train, context=context, vocab_size=model.config.vocab_size),
-        val=TokenWindows(corpus.val, context=context, vocab_size=model.config.vocab_size, is_shifted=False),
+        train=TokenWindows(corpus.train, context=context, vocab_size=vocab_size),
+        val=TokenWindows(corpus.val, context=context, vocab_size=vocab_size, is_shifted=False),
         config=config.train,
         folder=folder,
         tokenizer=tokenizer,
         world=world,
         loggers=trackers(folder, config, tensorboard=config.run.tensorboard, wandb=config.run.wandb),
-        after_eval=writer if tokenizer and samples.sample_tokens else None,
+        after_eval=sample_writer(config.samples, tokenizer),
     )
     if config.run.resume:
         trainer.resume()
-    trainer.fit()
+    keep_settings(folder, config)
+    memory_before = peak_memory(world.device)
+    state = trainer.fit()
+    speed = state.tokens / max(state.elapsed_s, 1e-9)
+    log.info("%d steps, %s tokens, %.0f s of training: %s tokens/s, %.0f GFLOP/s; memory grew by %s to %s", state.step,
+             f"{state.tokens:,}", state.elapsed_s, f"{speed:,.0f}", speed * profile.flops_per_token / 1e9,
+             format_bytes(peak_memory(world.device) - memory_before), format_bytes(peak_memory(world.device)))
     return trainer.stop_signal
+
+
+def model_and_corpus(config: PretrainConfig) -> "tuple[Decoder, Corpus]":
+    """What to train and on what: each brings something the other needs, the vocabulary or the tokenizer."""
+    import torch
+
+    from llm.checkpoint import load as load_model
+    from llm.data.corpus import load_corpus
+    from llm.models.build import build_model
+
+    if not is_folder(config.model):
+        data = replace(config.data, tokenizer=config.data.tokenizer or preset_table(config.model).get("tokenizer"))
+        corpus = load_corpus(data)
+        architecture = replace(config.architecture, vocab_size=corpus.vocab_size,
+                               context_length=config.data.context or config.architecture.context_length)
+        generator = torch.Generator().manual_seed(config.train.seed)
+        return build_model(architecture, dropout=config.train.dropout, generator=generator), corpus
+
+    if choose_model(config.model)["architecture"] != config.architecture:
+        raise ValueError(f"--model {config.model} brings its own architecture; leave the architecture's flags out")
+    model, tokenizer = load_model(config.model, dropout=config.train.dropout)
+    if tokenizer is None and not config.data.tokenizer and Path(config.data.data).suffix != ".bin":
+        raise ValueError(f"--model {config.model} has no tokenizer.json; name its --tokenizer")
+    corpus = load_corpus(config.data, tokenizer=tokenizer)
+    if corpus.vocab_size > model.config.vocab_size:
+        raise ValueError(f"the tokenizer has {corpus.vocab_size} ids, but --model {config.model} knows only "
+                         f"{model.config.vocab_size}; use the tokenizer that it was trained with")
+    if (config.data.context or 0) > model.config.context_length:
+        raise ValueError(f"--context {config.data.context} exceeds the model's "
+                         f"context_length={model.config.context_length}")
+    return model, corpus
+
+
+def sample_writer(config: SampleConfig, tokenizer: "Tokenizer | None") -> "SampleWriter | None":
+    """Writes samples.txt, if it is wanted and there is a tokenizer."""
+    from llm.train.samples import SampleWriter
+
+    if tokenizer is None or not config.sample_tokens:
+        return None
+    try:
+        tokenizer.encode(config.sample_prompt)   # complain now rather than at the first validation
+    except ValueError as error:
+        raise ValueError(f"--sample-prompt {config.sample_prompt!r}: {error}") from error
+    return SampleWriter(config.sample_prompt, num_tokens=config.sample_tokens, temperature=config.sample_temperature)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Text to ids and back. Read `tokenizer.py`."""
+"""Text to ids and back. Read `tokenizer.py`, then `patterns.py` and `bpe.py` (training), `formats.py` (files)."""

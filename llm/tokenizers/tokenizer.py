@@ -1,45 +1,138 @@
-"""One tokenizer class for everything: an exact byte-level BPE on `tiktoken.Encoding`, and its two simplest cases.
+"""One tokenizer class for everything: an exact byte-level BPE on `tiktoken.Encoding`.
 
-A character tokenizer is a BPE without merges whose words are single characters; a byte tokenizer is one whose
-alphabet is the 256 bytes. Both are saved as `tokenizer.json`, which transformers' AutoTokenizer reads with the
-same ids. Torch-free.
+It comes from its own training (bpe.py), from a name that tiktoken knows, from a `tokenizer.json` or a `.tiktoken` file
+(formats.py), or from nothing: a character tokenizer is a BPE without merges whose words are single characters; a byte
+tokenizer is one whose alphabet is the 256 bytes. All are saved as `tokenizer.json`, which transformers' AutoTokenizer
+reads with the same ids. Torch-free.
+
+Left out: tokenizers that tiktoken cannot reproduce (foreign.py), chat templates (chat.py). Read next: formats.py.
 """
 
 import codecs
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tiktoken
 
-END_OF_TEXT = "<|endoftext|>"
-ONE_CHARACTER = r"(?s:.)"   # the pre-tokenizing pattern under which every character is a word
+from llm.tokenizers import bpe, formats, patterns
+from llm.tokenizers.formats import END_OF_TEXT, ONE_CHARACTER, WHOLE_TEXT, Vocabulary
+
+# The encodings of tiktoken and the pattern of each.
+NAMED = {"gpt2": "gpt2", "r50k_base": "gpt2", "p50k_base": "gpt2", "cl100k_base": "cl100k", "o200k_base": "o200k"}
 
 
 class Tokenizer:
     """Turns text into ids and ids into text, exactly.
 
-    Make one with `character_level`, `byte_level` or `load`, not with the constructor.
+    Make one with `train`, `named`, `load`, `from_tiktoken`, `character_level` or `byte_level`.
 
     Args:
-        ranks: the bytes of each ordinary token to its id.
-        pattern: the pre-tokenizing regular expression; tokens never cross the words it finds.
-        special_tokens: control tokens, text to id; ordinary text never becomes one.
-        is_closed: the vocabulary holds whole characters only, so that text outside of it cannot be written.
+        vocabulary: which ids a text becomes.
+        bos_token: the control token that begins a document, if there is one.
+        eos_token: the one that ends it; `<|endoftext|>` where the vocabulary has it and nothing else is said.
+        pad_token: the one that fills up short rows; `eos_token` if not given.
+        chat_template: the Jinja template that came with a folder, kept to be saved again.
     """
 
     def __init__(
-        self, ranks: dict[bytes, int], *, pattern: str, special_tokens: dict[str, int], is_closed: bool = False
+        self,
+        vocabulary: Vocabulary,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+        chat_template: str | None = None,
     ):
-        self.ranks = ranks
-        self.pattern = pattern
-        self.special_tokens = special_tokens
-        self.is_closed = is_closed
-        self._encoding = tiktoken.Encoding("llm", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
+        if eos_token is None and END_OF_TEXT in vocabulary.special_tokens:
+            eos_token = END_OF_TEXT
+        self.vocabulary = vocabulary
+        self.bos_token, self.eos_token, self.pad_token = bos_token, eos_token, pad_token or eos_token
+        self.chat_template = chat_template
+        for name in ("bos_token", "eos_token", "pad_token"):
+            if (token := getattr(self, name)) is not None and self._special_id(token) is None:
+                raise ValueError(f"{name}={token!r} is not one of the {len(self.special_tokens)} special tokens")
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        pattern: str = "gpt2",
+        special_tokens: Iterable[str] = (END_OF_TEXT,),
+        workers: int = 1,
+    ) -> "Tokenizer":
+        """Learn a byte-level BPE vocabulary from texts.
+
+        Args:
+            texts: documents; see `bpe.train`.
+            vocab_size: 256 bytes + merges + special tokens. A text with too few pairs gives a smaller vocabulary.
+            pattern: what tokens may not cross, a name of `patterns.PATTERNS`; "" for nothing.
+            special_tokens: control tokens; they get the last ids, in this order.
+            workers: processes that count words.
+
+        Raises:
+            ValueError: for an unknown pattern, a vocabulary too small, or a special token that is empty, double or a
+                single character (which ordinary text could spell).
+
+        Example:
+            >>> tokenizer = Tokenizer.train(["low lower lowest"], vocab_size=261)
+            >>> tokenizer.encode("slow lower"), tokenizer.eos_id
+            ([82, 257, 259, 81], 260)
+        """
+        if pattern and pattern not in patterns.PATTERNS:
+            raise ValueError(f"pattern={pattern!r} is not one of {', '.join(patterns.PATTERNS)}, or '' for none")
+        names = list(special_tokens)
+        if bad := [name for name in names if len(name) < 2 or names.count(name) > 1]:
+            raise ValueError(f"special_tokens={names}: {bad[0]!r} must be two characters or more, and given once")
+        merges = bpe.train(texts, vocab_size, pattern=pattern, special_tokens=names, workers=workers)
+        ranks = bpe.ranks(merges)
+        special_ids = {name: len(ranks) + place for place, name in enumerate(names)}
+        return cls(Vocabulary(ranks, patterns.PATTERNS.get(pattern, WHOLE_TEXT), special_ids))
+
+    @classmethod
+    def named(cls, name: str) -> "Tokenizer":
+        """One of OpenAI's vocabularies, which tiktoken downloads once, or finds in `TIKTOKEN_CACHE_DIR`.
+
+        Args:
+            name: gpt2, r50k_base, p50k_base, cl100k_base or o200k_base.
+
+        Raises:
+            ValueError: for another name.
+            OSError: if the file is not there and cannot be fetched; says what to do.
+        """
+        if name not in NAMED:
+            raise ValueError(f"name={name!r} is not one of {', '.join(NAMED)}; for a file: Tokenizer.load(path)")
+        from tiktoken_ext import openai_public
+
+        try:
+            table = openai_public.ENCODING_CONSTRUCTORS[name]()
+        except OSError as error:   # requests' errors are OSErrors
+            raise OSError(
+                f"the vocabulary {name} is not in tiktoken's cache and cannot be downloaded ({error}); without a "
+                "network, set TIKTOKEN_CACHE_DIR to a copy of another machine's cache, or read a .tiktoken file with "
+                "Tokenizer.load(path)"
+            ) from error
+        return cls(Vocabulary(table["mergeable_ranks"], patterns.PATTERNS[NAMED[name]], table["special_tokens"]))
+
+    @classmethod
+    def from_tiktoken(
+        cls,
+        path: str | Path,
+        *,
+        pattern: str | None = None,
+        special_tokens: dict[str, int] | None = None,
+        sha256: str | None = None,
+    ) -> "Tokenizer":
+        """Read a `.tiktoken` file of ranks; the arguments are those of `formats.read_tiktoken`."""
+        return cls(formats.read_tiktoken(Path(path), pattern=pattern, special_tokens=special_tokens, sha256=sha256))
 
     @classmethod
     def character_level(cls, text: str) -> "Tokenizer":
@@ -53,8 +146,10 @@ class Tokenizer:
         if not text:
             raise ValueError("the text is empty; a character tokenizer takes its alphabet from it")
         alphabet = sorted(set(text))
-        ranks = {character.encode("utf-8", "surrogatepass"): place for place, character in enumerate(alphabet)}
-        return cls(ranks, pattern=ONE_CHARACTER, special_tokens={}, is_closed=True)
+        if halves := [character for character in alphabet if "\ud800" <= character <= "\udfff"]:
+            raise ValueError(f"{halves[0]!r} is half of a surrogate pair and no character; read the text as UTF-8")
+        ranks = {character.encode(): place for place, character in enumerate(alphabet)}
+        return cls(Vocabulary(ranks, ONE_CHARACTER, is_closed=True))
 
     @classmethod
     def byte_level(cls) -> "Tokenizer":
@@ -65,27 +160,43 @@ class Tokenizer:
             [104, 195, 169]
         """
         ranks = {bytes([byte]): byte for byte in range(256)}
-        return cls(ranks, pattern=ONE_CHARACTER, special_tokens={END_OF_TEXT: 256})
+        return cls(Vocabulary(ranks, ONE_CHARACTER, {END_OF_TEXT: 256}))
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Control tokens, text -> id. Ordinary text never becomes one."""
+        return self.vocabulary.special_tokens
 
     @property
     def vocab_size(self) -> int:
         """The highest id plus one, V."""
-        return self._encoding.max_token_value + 1
+        return len(self.token_bytes)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that begins a document, None if there is none."""
+        return self._special_id(self.bos_token)
 
     @property
     def eos_id(self) -> int | None:
         """The id that ends a document, None for characters."""
-        return self.special_tokens.get(END_OF_TEXT)
+        return self._special_id(self.eos_token)
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id that fills up short rows, None for characters."""
+        return self._special_id(self.pad_token)
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """The bytes of each id, V of them; empty for ids that stand for nothing."""
-        table = [b""] * self.vocab_size
-        for token, token_id in self.ranks.items():
-            table[token_id] = token
-        for text, token_id in self.special_tokens.items():
-            table[token_id] = text.encode()
-        return table
+        special = {text.encode(): token_id for text, token_id in self.special_tokens.items()}
+        tables = [self.vocabulary.ranks, self.vocabulary.unreachable, special]
+        tokens = [b""] * (1 + max(token_id for table in tables for token_id in table.values()))
+        for table in tables:
+            for token, token_id in table.items():
+                tokens[token_id] = token
+        return tokens
 
     @property
     def byte_counts(self) -> list[int]:
@@ -100,22 +211,39 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the canonical tokenizer.json: two tokenizers with equal fingerprints give equal ids."""
-        return hashlib.sha256(json.dumps(self._to_json(), sort_keys=True).encode()).hexdigest()
+        """sha256 of all that decides ids: equal fingerprints mean equal ids, whatever file a tokenizer came from."""
+        table = self.vocabulary
+        tokens = [sorted((i, token.hex()) for token, i in part.items()) for part in (table.ranks, table.unreachable)]
+        name = next((name for name, pattern in patterns.PATTERNS.items() if pattern == table.pattern), table.pattern)
+        rules = [name, sorted(table.special_tokens.items()), table.is_closed, table.is_nfc]
+        return hashlib.sha256(json.dumps([tokens, rules]).encode()).hexdigest()
 
-    def encode(self, text: str, *, allowed_special: Iterable[str] = ()) -> list[int]:
+    def encode(self, text: str, *, allowed_special: Iterable[str] | Literal["all"] = ()) -> list[int]:
         """The ids of a text.
 
         Args:
             text: any text.
-            allowed_special: special tokens that may be recognised; the text of all others stays text.
+            allowed_special: special tokens that may be recognised, or "all"; the text of all others stays text.
 
         Raises:
-            ValueError: for a character outside a character tokenizer's alphabet, which is named.
+            ValueError: for a character outside a character tokenizer's alphabet, which is named; or for a name in
+                `allowed_special` that is no special token.
+
+        Example:
+            >>> tokenizer = Tokenizer.byte_level()
+            >>> len(tokenizer.encode("<|endoftext|>")), tokenizer.encode("<|endoftext|>", allowed_special="all")
+            (13, [256])
         """
-        if self.is_closed:
-            self._check_alphabet(text)
-        return self._encoding.encode(text, allowed_special=set(allowed_special), disallowed_special=())
+        allowed = list(self.special_tokens) if allowed_special == "all" else list(allowed_special)
+        if unknown := set(allowed) - set(self.special_tokens):
+            raise ValueError(f"allowed_special holds {sorted(unknown)}, not among {[*self.special_tokens]}")
+        if not allowed:
+            return self._encode_text(text)
+        longest_first = "|".join(re.escape(token) for token in sorted(allowed, key=len, reverse=True))
+        ids: list[int] = []
+        for place, piece in enumerate(re.split(f"({longest_first})", text)):   # text, token, text, token, ..., text
+            ids.extend([self.special_tokens[piece]] if place % 2 else self._encode_text(piece))
+        return ids
 
     def encode_document(self, text: str) -> np.ndarray:
         """The ids of a whole document, with the end-of-text id behind it where there is one.
@@ -148,6 +276,39 @@ class Tokenizer:
         if rest := decoder.decode(b"", final=True):
             yield rest
 
+    def readable(self, token_id: int) -> str:
+        """One token as a person can read it: text in quotes, part of a character as bytes, control tokens bare.
+
+        Example:
+            >>> tokenizer = Tokenizer.byte_level()
+            >>> tokenizer.readable(32), tokenizer.readable(228), tokenizer.readable(256)
+            ("' '", "b'\\\\xe4'", '<|endoftext|>')
+        """
+        token = self._bytes_of(token_id)
+        if token_id in self.special_tokens.values():
+            return token.decode()
+        if not token:
+            return "(unused)"
+        try:
+            return repr(token.decode())
+        except UnicodeDecodeError:
+            return repr(token)
+
+    def show(self, text: str | Iterable[int]) -> None:
+        """Print each token of a text, or of ids, on a line of its own: its id, and what it stands for.
+
+        Example:
+            >>> Tokenizer.train(["low lower lowest"], vocab_size=261).show("slow 低")
+                82  's'
+               257  'low'
+               220  ' '
+               160  b'\\xe4'
+               121  b'\\xbd'
+               236  b'\\x8e'
+        """
+        for token_id in self.encode(text) if isinstance(text, str) else text:
+            print(f"{token_id:>6}  {self.readable(token_id)}")
+
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into a folder, for `load` and for AutoTokenizer."""
         folder = Path(folder)
@@ -157,34 +318,84 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
         }
-        if self.eos_id is not None:
-            settings["eos_token"] = settings["pad_token"] = END_OF_TEXT
+        for name in ("bos_token", "eos_token", "pad_token"):
+            if (token := getattr(self, name)) is not None:
+                settings[name] = token
         _write_json(folder / "tokenizer.json", self._to_json())
         _write_json(folder / "tokenizer_config.json", settings)
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a `tokenizer.json`, or the one in a folder.
+        """Read a `tokenizer.json`, the one in a folder, or one of OpenAI's `.tiktoken` files.
+
+        Control tokens and a chat template are taken from the files beside it. A tokenizer that tiktoken cannot
+        reproduce id by id comes back as a `foreign.ForeignTokenizer`, which needs the package `tokenizers`.
 
         Raises:
-            ValueError: if it is missing, damaged, or of a kind that this class cannot reproduce exactly.
+            ValueError: if the file is missing or damaged.
+            ImportError: if the tokenizer needs the package `tokenizers` and it is not installed; says why it does.
         """
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist; a tokenizer is a tokenizer.json or a folder with one")
+        if path.suffix == ".tiktoken":
+            return cls.from_tiktoken(path)
+        table, settings = _read_json(path), _read_settings(path.parent)
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ValueError(f"{path} does not exist; a tokenizer is a tokenizer.json or a folder with one") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        return cls._from_json(table, path)
+            return cls(formats.read_json(table), **settings)
+        except formats.NotExact as error:
+            from llm.tokenizers.foreign import ForeignTokenizer  # it is a Tokenizer, and so imports this file
+
+            return ForeignTokenizer(table, reason=f"{path} cannot be reproduced exactly: {error}", **settings)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged, or no tokenizer ({type(error).__name__}: {error})") from error
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        # Control tokens are left out: `encode` looks for them itself, longest first, before the text is normalized.
+        return tiktoken.Encoding(
+            "llm", pat_str=self.vocabulary.pattern, mergeable_ranks=self.vocabulary.ranks, special_tokens={}
+        )
+
+    @cached_property
+    def _missing_bytes(self) -> bytes:
+        return bytes(byte for byte in range(256) if bytes([byte]) not in self.vocabulary.ranks)
+
+    def _encode_text(self, text: str) -> list[int]:
+        if self.vocabulary.is_closed:
+            self._check_alphabet(text)
+            return self._encoding.encode(text, disallowed_special=())
+        if self.vocabulary.is_nfc:
+            text = unicodedata.normalize("NFC", text)
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")   # lone surrogates become U+FFFD
+        try:
+            if len(data := text.encode()) != len(data.translate(None, self._missing_bytes)):
+                return self._encode_words(text)
+            return self._encoding.encode(text, disallowed_special=())
+        except ValueError:   # tiktoken gives up on a run of some hundred thousand spaces (`encode_ordinary` panics)
+            return self._encode_words(text)
+
+    def _encode_words(self, text: str) -> list[int]:
+        """The long way round, word by word: drops the bytes that the vocabulary lacks, as `tokenizers` does."""
+        words = (word.encode() for word in patterns.split(text, self.vocabulary.pattern))
+        kept = filter(None, (word.translate(None, self._missing_bytes) for word in words))
+        return [token_id for word in kept for token_id in self._encoding._encode_single_piece(word)]
 
     def _check_alphabet(self, text: str) -> None:
-        unknown = sorted(letter for letter in set(text) if letter.encode("utf-8", "surrogatepass") not in self.ranks)
+        known = self.vocabulary.ranks
+        unknown = sorted(letter for letter in set(text) if letter.encode("utf-8", "surrogatepass") not in known)
         if unknown:
             named = ", ".join(f"{letter!r} (U+{ord(letter):04X})" for letter in unknown[:5])
-            raise ValueError(f"{len(unknown)} characters of the text are not in the tokenizer's alphabet of "
-                             f"{len(self.ranks)}: {named}; use --tokenizer byte, or train on text that has them")
+            raise ValueError(
+                f"{len(unknown)} characters of the text are not in the tokenizer's alphabet of {len(known)}: {named}; "
+                "use --tokenizer byte, or train on text that has them"
+            )
+
+    def _special_id(self, token: str | None) -> int | None:
+        return None if token is None else self.special_tokens.get(token)
 
     def _bytes_of(self, token_id: int) -> bytes:
         if not 0 <= token_id < self.vocab_size:
@@ -192,71 +403,32 @@ class Tokenizer:
         return self.token_bytes[token_id]
 
     def _to_json(self) -> dict[str, Any]:
-        spelled = _spell_characters if self.is_closed else _spell_bytes
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {"id": token_id, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-                 "normalized": False, "special": True}
-                for text, token_id in self.special_tokens.items()
-            ],
-            "normalizer": None,
-            "pre_tokenizer": None if self.is_closed else byte_level,
-            "post_processor": None,
-            "decoder": {"type": "Fuse"} if self.is_closed else byte_level,
-            "model": {
-                "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                "vocab": {spelled(token): token_id for token, token_id in self.ranks.items()}, "merges": [],
-            },
-        }
-
-    @classmethod
-    def _from_json(cls, table: dict[str, Any], path: Path) -> "Tokenizer":
-        model, pre_tokenizer = table.get("model", {}), table.get("pre_tokenizer")
-        special_tokens = {token["content"]: token["id"] for token in table.get("added_tokens", [])}
-        if model.get("type") == "BPE" and not model.get("merges") and table.get("normalizer") is None:
-            if pre_tokenizer is None and (table.get("decoder") or {}).get("type") == "Fuse":
-                ranks = {text.encode("utf-8", "surrogatepass"): token_id for text, token_id in model["vocab"].items()}
-                return cls(ranks, pattern=ONE_CHARACTER, special_tokens=special_tokens, is_closed=True)
-            if pre_tokenizer and pre_tokenizer.get("type") == "ByteLevel" and not pre_tokenizer.get("use_regex", True):
-                ranks = {_unspell_bytes(text): token_id for text, token_id in model["vocab"].items()}
-                return cls(ranks, pattern=ONE_CHARACTER, special_tokens=special_tokens)
-        raise ValueError(f"{path}: a tokenizer of this kind cannot be reproduced exactly; characters and bytes can")
+        return formats.write_json(self.vocabulary)
 
 
-def byte_alphabet() -> list[str]:
-    """The printable character that stands for each of the 256 bytes in `tokenizer.json`, as GPT-2 chose them.
+def _read_settings(folder: Path) -> dict[str, str]:
+    """The control tokens and the chat template in the files beside a tokenizer.json."""
+    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    table = _read_json(path) if path.is_file() else {}
+    settings = {}
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token = table.get(name)
+        settings[name] = token.get("content") if isinstance(token, dict) else token
+    if template.is_file():
+        settings["chat_template"] = template.read_bytes().decode()
+    elif isinstance(table.get("chat_template"), str):
+        settings["chat_template"] = table["chat_template"]
+    return {name: value for name, value in settings.items() if value is not None}
 
-    Example:
-        >>> byte_alphabet()[ord("A")], byte_alphabet()[ord(" ")]
-        ('A', 'Ġ')
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = [""] * 256
-    for byte in printable:
-        table[byte] = chr(byte)
-    for place, byte in enumerate(others):
-        table[byte] = chr(256 + place)   # bytes without a printable form move past the Latin-1 block
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} is damaged, or no tokenizer: it holds a {type(table).__name__}, not an object")
     return table
-
-
-def _spell_bytes(token: bytes) -> str:
-    alphabet = byte_alphabet()
-    return "".join(alphabet[byte] for byte in token)
-
-
-def _unspell_bytes(text: str) -> bytes:
-    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-    return bytes(byte_of[character] for character in text)
-
-
-def _spell_characters(token: bytes) -> str:
-    return token.decode("utf-8", "surrogatepass")
 
 
 def _write_json(path: Path, table: dict[str, Any]) -> None:

@@ -210,7 +210,8 @@ def plot_losses(folder: Path) -> None:
                   linestyle="none", label=f"best {best['loss']:.4f} at step {best['step']:,}")
     axes.set_ylim(_loss_limits(shown))
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(folder.resolve().name)
+    name = folder.resolve().name
+    axes.set_title(name if name.isascii() else "")   # the default font knows no Chinese
     axes.legend(loc="upper right", framealpha=0.9)
     below.plot(steps, [row["lr"] for row in train], color="#555555", linewidth=1.2, marker=marker)
     below.set_ylim(bottom=0)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -43,6 +44,13 @@ class RunConfig:
     wandb: bool = False
     """Also report to Weights & Biases (extra `track`)."""
 
+    def __post_init__(self) -> None:
+        if self.out and self.resume:
+            raise ValueError(f"--out {self.out} and --resume {self.resume} exclude each other; a resumed run stays in "
+                             "its folder")
+        if self.name and set(self.name) & {"/", "\\"}:
+            raise ValueError(f"--name {self.name} is a part of the folder's name and no path; use --out for a path")
+
 
 def find_run(task: str, name: str) -> Path:
     """The folder that `--resume` names; "latest" is the newest below logs/TASK.
@@ -61,13 +69,15 @@ def find_run(task: str, name: str) -> Path:
 
 
 @contextmanager
-def open_run(task: str, config: RunConfig, settings: Any) -> Iterator[Path]:
+def open_run(task: str, config: RunConfig) -> Iterator[Path]:
     """Make the run folder, or go back to it; meanwhile everything logged goes to the console and to train.log.
+
+    It becomes a run with `keep_settings`. If what was asked for turns out impossible before that, a folder made here
+    is removed again, so that the corrected command finds its place free.
 
     Args:
         task: the command's name.
         config: where and under which name.
-        settings: the dataclass of all settings, with `config` as its field `run`; kept as run.toml.
 
     Yields:
         The folder.
@@ -75,23 +85,30 @@ def open_run(task: str, config: RunConfig, settings: Any) -> Iterator[Path]:
     Raises:
         ValueError: if the folder holds another run.
     """
-    if config.resume is not None:
-        folder = find_run(task, config.resume)
-    else:
-        name = time.strftime("%Y-%m-%d_%H-%M-%S") + (f"_{config.name}" if config.name else "")
-        folder = Path(config.out) if config.out else Path("logs", task, name)
-        if (folder / "run.toml").exists():
-            raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
+    folder, is_new = (find_run(task, config.resume), False) if config.resume else _new_folder(task, config)
+    try:
+        with _logging_to(folder / "train.log"):
+            try:
+                yield folder
+            except Exception:
+                logging.getLogger("llm.traceback").exception("the run failed")   # in train.log only: _ConsoleHandler
+                raise
+    except (ValueError, OSError, KeyboardInterrupt):   # not for a fault of ours: train.log tells of it
+        if is_new and not (folder / "run.toml").exists():
+            shutil.rmtree(folder)
+        raise
+
+
+def keep_settings(folder: Path, settings: Any) -> None:
+    """Write run.toml: from now on the folder is a run, which --resume finds.
+
+    Args:
+        folder: the run folder.
+        settings: the dataclass of all settings, with a RunConfig as its field `run`.
+    """
     # where the run stands is not a setting: run.toml must serve as the --config of another run
-    kept = replace(settings, run=replace(config, out=None, resume=None))
-    _write_whole(folder / "run.toml", write_toml(kept))
-    with _logging_to(folder / "train.log"):
-        try:
-            yield folder
-        except Exception:
-            logging.getLogger("llm.traceback").exception("the run failed")   # in train.log only: see _ConsoleHandler
-            raise
+    kept = replace(settings, run=replace(settings.run, out=None, resume=None))
+    _write_whole(folder / "run.toml", write_toml(kept))   # a resumed run that is killed here keeps its settings
 
 
 def record_environment(folder: Path, *, hashes: Mapping[str, str | None]) -> None:
@@ -105,7 +122,7 @@ def record_environment(folder: Path, *, hashes: Mapping[str, str | None]) -> Non
         ValueError: if the run was begun with other data or another tokenizer, or the file is damaged.
     """
     path = folder / "environment.json"
-    if path.is_file():
+    if path.is_file() and (folder / "run.toml").is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))["hashes"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
@@ -128,6 +145,27 @@ def record_environment(folder: Path, *, hashes: Mapping[str, str | None]) -> Non
     _write_whole(path, json.dumps(table, indent=2) + "\n")
 
 
+def _new_folder(task: str, config: RunConfig) -> tuple[Path, bool]:
+    """The folder of a new run, and whether it was made here."""
+    if config.out:
+        folder = Path(config.out)
+        if any((folder / name).exists() for name in ("run.toml", "metrics.jsonl", "checkpoints")):
+            raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --out")
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder, is_new
+    name = time.strftime("%Y-%m-%d_%H-%M-%S") + (f"_{config.name}" if config.name else "")
+    Path("logs", task).mkdir(parents=True, exist_ok=True)
+    folder, number = Path("logs", task, name), 1
+    while True:
+        try:
+            folder.mkdir()
+            return folder, True
+        except FileExistsError:   # another run began in the same second
+            number += 1
+            folder = folder.with_name(f"{name}-{number}")
+
+
 class _ConsoleHandler(logging.Handler):
     """Lines on stderr that do not tear the progress bar."""
 
@@ -147,7 +185,8 @@ class _FileHandler(logging.FileHandler):
 def _logging_to(path: Path) -> Iterator[None]:
     logger = logging.getLogger("llm")
     level = logger.level
-    console, file = _ConsoleHandler(), _FileHandler(path, encoding="utf-8")
+    # backslashreplace: a file name that is not UTF-8 can still be spoken of
+    console, file = _ConsoleHandler(), _FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.setLevel(logging.INFO)
     for handler in (console, file):

@@ -23,7 +23,7 @@ class SampleWriter:
 
     Args:
         prompt: what the text begins with; empty: the beginning of a document.
-        num_tokens: how many tokens to write.
+        num_tokens: how many tokens to write; fewer if the model's context ends.
         temperature: of the sampling; the seed is the step, so a resumed run writes the same.
     """
 
@@ -37,13 +37,14 @@ class SampleWriter:
         if tokenizer is None or trainer.folder is None or not isinstance(model, Decoder):
             return
         model.eval()
+        start = start_ids(tokenizer, self.prompt)
+        num_tokens = max(0, min(self.num_tokens, model.config.context_length - len(start)))
         # every new length of the text would be compiled again, which takes far longer than the text
         eagerly = torch.compiler.set_stance("force_eager") if trainer.config.compile else contextlib.nullcontext()
         try:
             with eagerly, trainer.world.autocast():
-                [ids] = generate(model, [start_ids(tokenizer, self.prompt)], max_new_tokens=self.num_tokens,
-                                 temperature=self.temperature, seed=row["step"], eos_id=tokenizer.eos_id,
-                                 unused_ids=tokenizer.unused_ids)
+                [ids] = generate(model, [start], max_new_tokens=num_tokens, temperature=self.temperature,
+                                 seed=row["step"], eos_id=tokenizer.eos_id, unused_ids=unused_ids(tokenizer, model))
             text = self.prompt + tokenizer.decode(token for token in ids if token != tokenizer.eos_id)
         except ValueError as error:   # such as logits that are NaN: a sample is no reason to stop
             text = f"(no text: {error})"
@@ -58,4 +59,9 @@ def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
         return tokenizer.encode(prompt)
     if tokenizer.eos_id is not None:
         return [tokenizer.eos_id]
-    return [tokenizer.ranks.get(b"\n", 0)]
+    return [tokenizer.vocabulary.ranks.get(b"\n", 0)]
+
+
+def unused_ids(tokenizer: Tokenizer, model: Decoder) -> list[int]:
+    """The ids that a text may not hold: those that decode to nothing, and those of a model's padded vocabulary."""
+    return [*tokenizer.unused_ids, *range(tokenizer.vocab_size, model.config.vocab_size)]

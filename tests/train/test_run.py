@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm.config import merge, read_toml
-from llm.train.run import RunConfig, find_run, open_run, record_environment
+from llm.train.run import RunConfig, find_run, keep_settings, open_run, record_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ def settings(steps: int = 5, **run: object) -> Settings:
 
 
 def opened(config: Settings) -> Path:
-    with open_run("pretrain", config.run, config) as folder:
+    with open_run("pretrain", config.run) as folder:
+        keep_settings(folder, config)
         return folder
 
 
@@ -65,7 +66,7 @@ def test_train_log_keeps_what_the_console_showed_and_why_a_run_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(out=str(tmp_path))
-    with pytest.raises(KeyError), open_run("pretrain", config.run, config):
+    with pytest.raises(KeyError), open_run("pretrain", config.run):
         logging.getLogger("llm.anything").info("step 1 is done")
         raise KeyError("a mistake of ours")
     kept, shown = (tmp_path / "train.log").read_text(), capsys.readouterr().err
@@ -73,6 +74,7 @@ def test_train_log_keeps_what_the_console_showed_and_why_a_run_failed(
     assert "Traceback" in kept and "a mistake of ours" in kept
     assert "Traceback" not in shown   # the command ends with one line
     handlers = len(logging.getLogger("llm").handlers)
+    keep_settings(tmp_path, config)
     opened(settings(resume=str(tmp_path)))
     assert len(logging.getLogger("llm").handlers) == handlers
     assert kept in (tmp_path / "train.log").read_text()   # a resumed run writes on
@@ -80,6 +82,7 @@ def test_train_log_keeps_what_the_console_showed_and_why_a_run_failed(
 
 def test_the_environment_is_recorded_once_and_holds_a_resumed_run_to_its_data(tmp_path: Path) -> None:
     record_environment(tmp_path, hashes={"data": "1", "tokenizer": None})
+    keep_settings(tmp_path, settings())   # from here on it is a run
     before = (tmp_path / "environment.json").read_text()
     table = json.loads(before)
     assert table["hashes"] == {"data": "1", "tokenizer": None}
@@ -93,6 +96,7 @@ def test_the_environment_is_recorded_once_and_holds_a_resumed_run_to_its_data(tm
 
 
 def test_a_damaged_environment_is_named(tmp_path: Path) -> None:
+    keep_settings(tmp_path, settings())
     (tmp_path / "environment.json").write_text("{")
     with pytest.raises(ValueError, match=r"environment\.json is damaged"):
         record_environment(tmp_path, hashes={"data": "1"})

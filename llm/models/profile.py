@@ -1,0 +1,137 @@
+"""What a model costs before it is trained: parameters, arithmetic per token, memory of a step.
+
+Parameters and arithmetic follow from the configuration; the memory of activations is found by running one
+micro-batch on tensors without data and adding up what autograd would keep for the backward.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from llm.models.build import build_model, empty_model
+from llm.models.config import ModelConfig
+from llm.runtime import DTYPES, Precision
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The costs of one model and micro-batch; sizes in bytes."""
+
+    num_parameters: int
+    num_embedding_parameters: int     # of token and position embeddings and an untied head
+    flops_per_token: float            # forward and backward
+    weight_bytes: int                 # float32
+    gradient_bytes: int               # float32
+    optimizer_bytes: int              # AdamW's two moments, float32
+    activation_bytes: int             # kept for the backward, low-precision copies of weights included
+    head_bytes: int                   # logits and their gradient, while the loss is computed
+
+    @property
+    def training_bytes(self) -> int:
+        """The most that a training step holds at once."""
+        steady = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+        return steady + self.activation_bytes + self.head_bytes
+
+    def __str__(self) -> str:
+        parts = {"weights": self.weight_bytes, "gradients": self.gradient_bytes, "AdamW": self.optimizer_bytes,
+                 "activations": self.activation_bytes, "logits": self.head_bytes}
+        memory = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
+        return (f"{self.num_parameters:,} parameters ({self.num_embedding_parameters:,} of them embeddings), "
+                f"{self.flops_per_token / 1e6:,.1f} MFLOP per token, "
+                f"about {format_bytes(self.training_bytes)} to train ({memory})")
+
+
+def profile_model(
+    config: ModelConfig,
+    *,
+    rows: int,
+    context: int,
+    precision: Precision = "fp32",
+    device_type: str = "cpu",
+    use_checkpointing: bool = False,
+) -> Profile:
+    """Estimate the costs of training a model.
+
+    Args:
+        config: the architecture, with its vocabulary size.
+        rows: texts in a micro-batch.
+        context: tokens in a text.
+        precision: of matrix products.
+        device_type: where it will run; which attention kernel runs depends on it.
+        use_checkpointing: recompute each block in the backward.
+
+    Example:
+        >>> from llm.models.config import GPTConfig
+        >>> config = GPTConfig(vocab_size=50257, context_length=1024, num_layers=12, num_heads=12, dim=768)
+        >>> profile_model(config, rows=1, context=1024).num_parameters   # GPT-2 "124M"
+        124439808
+    """
+    parameters = dict(empty_model(config).named_parameters())
+    total = sum(parameter.numel() for parameter in parameters.values())
+    embedding = sum(parameter.numel() for name, parameter in parameters.items() if name.startswith(("embed", "head")))
+    saved = _saved_bytes(config, rows, context, precision, device_type, use_checkpointing)
+    return Profile(
+        num_parameters=total,
+        num_embedding_parameters=embedding,
+        flops_per_token=flops_per_token(config, context),
+        weight_bytes=4 * total,
+        gradient_bytes=4 * total,
+        optimizer_bytes=8 * total,
+        activation_bytes=saved,
+        # beside the log-probabilities that autograd keeps: logits in low precision and in float32, and a gradient
+        head_bytes=rows * context * config.vocab_size * (4 + (4 if precision == "fp32" else 2 + 4)),
+    )
+
+
+def flops_per_token(config: ModelConfig, context: int) -> float:
+    """Floating-point operations of one forward and backward, per token.
+
+    Two operations per weight of every matrix in the forward and twice as many in the backward, and the products of
+    attention with its T keys, counted as if they were not causal, as is usual.
+
+    Paper: Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
+
+    Example:
+        >>> from llm.models.config import GPTConfig
+        >>> config = GPTConfig(vocab_size=50257, num_layers=12, num_heads=12, dim=768)
+        >>> round(flops_per_token(config, 1024) / 1e6)
+        854
+    """
+    matrices = sum(parameter.numel() for name, parameter in empty_model(config).named_parameters()
+                   if parameter.dim() == 2 and not name.startswith(("embed", "head")))
+    head = config.vocab_size * config.dim
+    attention = 2 * config.num_layers * config.num_heads * config.head_width * context
+    return 6.0 * (matrices + head + attention)
+
+
+def format_bytes(size: float) -> str:
+    """A size for people: 1,234,567 as "1.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _saved_bytes(config: ModelConfig, rows: int, context: int, precision: Precision, device_type: str,
+                 use_checkpointing: bool) -> int:
+    """What autograd keeps between the forward and the backward of one micro-batch, parameters left out."""
+    kept: dict[int, int] = {}   # storage to bytes: views of one storage count once
+    holders: list[Tensor] = []  # keeps the storages alive, so that their addresses stay distinct
+
+    def pack(tensor: Tensor) -> Tensor:
+        holders.append(tensor)
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FakeTensorMode(), torch.device(device_type):
+        model = build_model(config)
+        model.use_checkpointing = use_checkpointing
+        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        autocast = torch.autocast(device_type, dtype=DTYPES[precision], enabled=precision != "fp32")
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+            model(torch.zeros(rows, context, dtype=torch.int64))
+    return sum(size for storage, size in kept.items() if storage not in weights)

@@ -1,0 +1,81 @@
+"""Impossible configurations are refused; presets have their published sizes; the table of initial values holds."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+import llm
+from llm.config import preset_names
+from llm.models import init
+from llm.models.build import build_model, empty_model
+from llm.models.config import FAMILIES, GPTConfig, ModelConfig, QwenConfig, model_preset
+
+PUBLISHED = {   # parameters, as transformers counts them with the head tied
+    "gpt2-124m": 124_439_808, "gpt2-355m": 354_823_168, "gpt2-774m": 774_030_080, "gpt2-1.5b": 1_557_611_200,
+    "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976,
+}
+
+
+@pytest.mark.parametrize("name", preset_names("models"))
+def test_every_preset_builds_and_has_its_published_size(name: str) -> None:
+    config = model_preset(name)
+    model = empty_model(config if config.vocab_size else replace(config, vocab_size=100))
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if name in PUBLISHED:
+        assert size == PUBLISHED[name]
+    elif match := re.search(r"(\d+\.\d)b$", name):
+        assert size / 1e9 == pytest.approx(float(match[1]), abs=0.05)
+
+
+@pytest.mark.parametrize(("family", "changes", "complaint"), [
+    ("gpt", {"num_heads": 5}, r"num_heads=5 does not divide dim=256; choose 4 or 8"),
+    ("gpt", {"num_layers": 0}, r"num_layers=0 must be at least 1"),
+    ("gpt", {"vocab_size": -1}, r"vocab_size=-1"),
+    ("qwen", {"num_heads": 6}, r"num_heads=6 does not divide dim=256; choose 4 or 8 or set head_dim"),
+    ("qwen", {"num_kv_heads": 3}, r"num_kv_heads=3 does not divide num_heads=4"),
+    ("qwen", {"num_kv_heads": 0}, r"num_kv_heads=0"),
+    ("qwen", {"head_dim": 9}, r"head_dim=9 is odd"),
+    ("qwen", {"use_qkv_bias": True}, r"use_qk_norm and use_qkv_bias"),
+    ("qwen", {"rope_theta": 0.0}, r"rope_theta=0.0 must be positive"),
+    ("qwen", {"num_layers": 0, "dim": -4}, r"num_layers=0.*dim=-4"),   # all complaints at once
+])
+def test_an_impossible_configuration_is_refused(family: str, changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        FAMILIES[family](**changes)
+
+
+def test_a_model_needs_a_vocabulary() -> None:
+    with pytest.raises(ValueError, match="vocab_size=0 is not set"):
+        llm.GPT(GPTConfig())
+
+
+@pytest.mark.parametrize("config", [
+    GPTConfig(vocab_size=500, num_layers=3, num_heads=4, dim=64, tie_embeddings=False),
+    QwenConfig(vocab_size=500, num_layers=3, num_heads=4, dim=64, use_qk_norm=False, use_qkv_bias=True),
+])
+def test_initial_values_are_those_of_the_table(config: ModelConfig) -> None:
+    model = build_model(config, generator=torch.Generator().manual_seed(0))
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            assert (parameter == 1).all(), name
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        else:
+            is_residual = re.search(r"(out|down)_proj", name)
+            expected = 0.02 / (6**0.5 if is_residual else 1)
+            assert float(parameter.detach().std()) == pytest.approx(expected, rel=0.05), name
+            assert abs(float(parameter.detach().mean())) < 0.002, name
+
+
+def test_the_docstring_table_names_the_standard_deviation_in_force() -> None:
+    assert f"std {init.STD}" in (init.__doc__ or "")
+    with pytest.raises(ValueError, match=r"no initial value for parameter 'blocks\.0\.surprise\.weight'"):
+        init.initial_std("blocks.0.surprise.weight", num_layers=1)
+
+
+def test_the_same_generator_gives_the_same_model_and_the_global_one_is_left_alone() -> None:
+    config = QwenConfig(vocab_size=50, num_layers=1, num_heads=2, dim=16)
+    one, other = (build_model(config, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

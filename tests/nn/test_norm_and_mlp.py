@@ -1,0 +1,51 @@
+"""Norms and feed-forward layers against their equations."""
+
+import math
+
+import pytest
+import torch
+
+from llm.nn import GeluMLP, LayerNorm, RMSNorm, SwiGLU
+
+
+def test_layer_norm_is_its_equation() -> None:
+    x = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    norm = LayerNorm(8, eps=1e-3).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(8))
+        norm.bias.copy_(torch.arange(8) - 3)
+    centred = x - x.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight + norm.bias
+    assert torch.allclose(norm(x), expected)
+
+
+def test_rms_norm_is_its_equation_and_ignores_scale() -> None:
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    norm = RMSNorm(8, eps=1e-9)
+    assert torch.allclose(norm(x), x / x.square().mean(-1, keepdim=True).sqrt(), atol=1e-6)
+    assert torch.allclose(norm(x), norm(1000 * x), atol=1e-5)
+
+
+def test_rms_norm_computes_in_float32_whatever_comes_in() -> None:
+    x = torch.full((1, 4096), 0.1, dtype=torch.bfloat16)
+    x[0, 0] = 30.0
+    assert torch.allclose(RMSNorm(4096)(x), RMSNorm(4096)(x.float()), rtol=1e-2)
+    half = torch.full((1, 8), 300.0, dtype=torch.float16)   # 300^2 is past float16
+    assert torch.isfinite(RMSNorm(8)(half)).all()
+
+
+def test_swiglu_is_a_gate_times_a_value() -> None:
+    mlp, x = SwiGLU(dim=4, mlp_dim=6), torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    gate, up = x @ mlp.gate_proj.weight.T, x @ mlp.up_proj.weight.T
+    expected = (gate / (1 + (-gate).exp()) * up) @ mlp.down_proj.weight.T
+    assert torch.allclose(mlp(x), expected, atol=1e-6)
+
+
+def test_gelu_has_the_tanh_form_of_gpt2() -> None:
+    mlp = GeluMLP(dim=1, mlp_dim=1)
+    with torch.no_grad():
+        for parameter in mlp.parameters():
+            parameter.fill_(1.0 if parameter.dim() == 2 else 0.0)
+    for x in (-2.0, -0.5, 0.7, 3.0):
+        expected = 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        assert float(mlp(torch.tensor([x])).detach()) == pytest.approx(expected, abs=1e-6)
