@@ -129,7 +129,7 @@ def kill_again_and_again(place: Path, *, kills: int, seed: int, steps: int) -> d
         since, is_begun, in_save = time.time(), (broken / "run.toml").exists(), number % 2 == 0
         delay = startup + rng.uniform(0, life) if in_save else rng.uniform(0, startup + life)
         process = start(["--resume", str(broken)] if is_begun else new_run(text, broken, steps), log)
-        if not kill(process, broken, delay=delay, in_save=in_save, later=rng.uniform(0, 0.02) if in_save else 0.0):
+        if not kill(process, broken, delay=delay, in_save=in_save, later=rng.uniform(0, 0.006) if in_save else 0.0):
             break
         hits["kills"] += 1
         hits["inside a save"] += is_cut_in_a_save(broken, since)
