@@ -90,15 +90,16 @@ def examine(run: Path, val: list[str], training_stories: set[str], config: Pretr
 
 
 def loss_and_floor(
-    model: "Decoder", tokenizer: "Tokenizer", stories: list[str], world: "World"
+    model: "Decoder", tokenizer: "Tokenizer", stories: Sequence[str], world: "World"
 ) -> tuple[float, float]:
-    """Nats per token of whole stories under the model, and under the process that wrote them."""
+    """Nats per token of whole stories (those that fit the context) under the model, and under what wrote them."""
     import torch
 
     from llm.losses import IGNORE_INDEX
 
     total, num_tokens = 0.0, 0
-    documents = [tokenizer.encode_document(story) for story in stories]
+    pairs = [(story, tokenizer.encode_document(story)) for story in stories]
+    stories, documents = zip(*[pair for pair in pairs if len(pair[1]) <= model.config.context_length], strict=True)
     for start in range(0, len(documents), 25):
         batch = documents[start : start + 25]
         inputs = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.int64)
@@ -158,9 +159,9 @@ def show(run: Path, report: Report, val: list[str], picture: Path, seconds: floa
     left = 100 * (report.loss / report.floor - 1)
     print(f"\nThe loss on unseen stories is {report.loss:.3f} nats per token. No model goes below {report.floor:.3f},\n"
           f"which is what they cost the little world that wrote them; {left:.0f}% above it are left to learn.\n\n"
-          f"Of {len(report.stories)} stories that the model wrote, {num_chinese} of them Chinese, the judge finds\n"
-          f"  {100 * report.grammatical:.0f}% grammatical, {100 * report.consistent:.0f}% also consistent with their own "
-          f"world, {100 * report.new:.0f}% not in the training text.\n")
+          f"Of {len(report.stories)} stories that it wrote, {num_chinese} of them in Chinese, the judge finds\n"
+          f"  {100 * report.grammatical:.0f}% grammatical, {100 * report.consistent:.0f}% also consistent with their "
+          f"own world, {100 * report.new:.0f}% not in the training text.\n")
     english_first = sorted(report.stories, key=lambda story: (_is_chinese(story), not _is_good(story)))
     written = [*english_first[:2], *[story for story in english_first if _is_chinese(story)][:1]]
     true = [*islice((story for story in val if not _is_chinese(story)), 2),
