@@ -59,8 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_stories(path: Path, *, seed: int, characters: int) -> list[str]:
-    """Write stories in English and Chinese, in turn, as a text file; the same seed gives the same file."""
-    stories = list(tinyworld.stories(seed, "both", characters))
+    """Write stories in English and Chinese, in turn, as a text file; the same seed gives the same file.
+
+    They are of a corner of the world, which a small model can learn in the minutes that a demo has.
+    """
+    stories = list(tinyworld.stories(seed, "both", characters, is_corner=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"\n{SEPARATOR}\n".join(stories) + "\n", encoding="utf-8")
     return stories
@@ -110,7 +113,8 @@ def loss_and_floor(
         with torch.no_grad(), world.autocast():
             total += float(model(inputs.to(world.device), targets=targets.to(world.device)).loss_sum)
         num_tokens += sum(map(len, batch))
-    return total / num_tokens, -sum(map(tinyworld.log_prob, stories)) / num_tokens
+    floor = -sum(tinyworld.log_prob(story, is_corner=True) for story in stories)
+    return total / num_tokens, floor / num_tokens
 
 
 def draw(run: Path, report: Report) -> Path:
@@ -119,6 +123,7 @@ def draw(run: Path, report: Report) -> Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     from llm.train.logger import read_rows
 
@@ -134,6 +139,9 @@ def draw(run: Path, report: Report) -> Path:
     left.plot(train[-1]["elapsed_s"], report.loss, color="#d62728", marker="*", markersize=13, linestyle="none",
               label=f"whole unseen stories {report.loss:.3f}")
     left.set_yscale("log")
+    left.set_yticks([tick for tick in (0.2, 0.3, 0.5, 1, 2, 3, 5, 8) if tick > report.floor / 2])
+    left.yaxis.set_major_formatter(ScalarFormatter())
+    left.yaxis.set_minor_formatter(NullFormatter())
     left.set_xlabel("seconds of training")
     left.set_ylabel("loss (nats per token, logarithmic)")
     left.legend(frameon=False)

@@ -318,3 +318,12 @@ def test_a_verdict_tells_grammar_from_truth_and_says_what_is_wrong() -> None:
         assert "stops before its end" in judge(units(text, language)[0]).reason
         assert "goes on" in judge(text + load(language).joint + text).reason
         assert not judge("").is_grammatical
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_corner_is_part_of_the_world_and_has_its_own_probabilities(language: str) -> None:
+    for text in stories(seed=4, language=language, characters=20_000, is_corner=True):
+        assert judge(text).is_consistent
+        assert log_prob(text) < log_prob(text, is_corner=True) < 0   # fewer choices, each more probable
+    outside = next(text for text in stories(5, language, 20_000) if log_prob(text, is_corner=True) == -math.inf)
+    assert judge(outside).is_consistent

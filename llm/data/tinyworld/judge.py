@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llm.data.tinyworld.grammar import Language, Stuck, Template, category, readings
-from llm.data.tinyworld.language import load
+from llm.data.tinyworld.language import corner, load
 from llm.data.tinyworld.plots import ROLE_POOLS, Story, tell
 
 Words = tuple[tuple[str, str, str], ...]   # (role, form, what the text says) of each slot
@@ -34,13 +34,17 @@ class Verdict:
     reason: str
 
 
-def language_of(text: str) -> Language:
+def language_of(text: str, *, is_corner: bool = False) -> Language:
     """Chinese if any Chinese character stands in the text, else English."""
-    return load("zh" if any("一" <= character <= "鿿" for character in text) else "en")
+    return (corner if is_corner else load)("zh" if any("一" <= character <= "鿿" for character in text) else "en")
 
 
-def log_prob(text: str) -> float:
+def log_prob(text: str, *, is_corner: bool = False) -> float:
     """Natural logarithm of the exact probability that the generator writes this text, given its language.
+
+    Args:
+        text: any text.
+        is_corner: under the generator of the corner, see `stories`.
 
     Returns:
         A negative number; `-inf` for a text that the generator cannot write.
@@ -49,7 +53,7 @@ def log_prob(text: str) -> float:
         >>> log_prob("Once upon a time.")
         -inf
     """
-    language = language_of(text)
+    language = language_of(text, is_corner=is_corner)
     complete, _ = readings(language, text, tell)
     scores = [reader.log_prob for reader, _ in complete]
     if not scores:

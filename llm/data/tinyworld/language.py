@@ -18,6 +18,8 @@ from llm.data.tinyworld.grammar import Entry, Language, Pool, Template
 from llm.data.tinyworld.plots import MOODS
 
 LANGUAGES = ("en", "zh")
+COMMON_BEATS = ("open", "detail", "around", "feel.hero", "feel.friend", "end")
+CORNER_PLOTS, CORNER_TEMPLATES, CORNER_WORDS = 5, 4, 12
 SILENT_H = ("hour", "honest", "honour")
 PRONOUNS = {
     ("en", "girl"): {"he": "she", "his": "her", "him": "her", "hers": "hers", "girl": "girl", "a_girl": "a girl"},
@@ -85,6 +87,23 @@ def load(name: str) -> Language:
     own = _read(f"{name}.toml")
     pools = _pools(name, own["pools"])
     return Language(name, " " if name == "en" else "", pools, _beats(name, own["beats"]))
+
+
+@lru_cache
+def corner(name: str) -> Language:
+    """A corner of the world: the same sentences and words, but only the first few of each kind, and five plots.
+
+    Its stories are stories of the whole world too; a model of a few million parameters learns it in minutes.
+    """
+    whole = load(name)
+    plots = [beat.split(".")[0] for beat in whole.beats if beat.endswith(".wish")][:CORNER_PLOTS]
+    common = {beat: templates[:CORNER_TEMPLATES] for beat, templates in whole.beats.items() if beat in COMMON_BEATS}
+    told = {beat: templates[:2] for beat, templates in whole.beats.items() if beat.split(".")[0] in plots}
+    pools = {pool: Pool(words.entries[:CORNER_WORDS]) for pool, words in whole.pools.items()}
+    for mood in MOODS:
+        pools[mood] = Pool(whole.pools[mood].entries[:4])
+    pools["mood"] = Pool(entry for mood in MOODS for entry in pools[mood].entries)
+    return Language(name, whole.joint, pools, common | told)
 
 
 @lru_cache

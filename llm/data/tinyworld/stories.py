@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 
 from llm.data.tinyworld.grammar import Language, Writer
-from llm.data.tinyworld.language import LANGUAGES, load
+from llm.data.tinyworld.language import LANGUAGES, corner, load
 from llm.data.tinyworld.plots import Story, tell
 
 PURPOSES = ("stories", "questions", "preferences", "messages")
@@ -44,13 +44,14 @@ def write(language: Language, rng: random.Random) -> tuple[Writer, Story]:
     return writer, tell(writer)
 
 
-def stories(seed: int, language: str, characters: int) -> Iterator[str]:
+def stories(seed: int, language: str, characters: int, *, is_corner: bool = False) -> Iterator[str]:
     """Stories until they have `characters` characters in all.
 
     Args:
         seed: 0 or more; two seeds give two independent corpora.
         language: "en", "zh" or "both" (in turn).
         characters: the least total length; the last story is given whole.
+        is_corner: only stories of a small corner of the world, with fewer plots, sentences and words.
 
     Raises:
         ValueError: for an unknown language or a negative seed.
@@ -59,7 +60,8 @@ def stories(seed: int, language: str, characters: int) -> Iterator[str]:
         >>> len(list(stories(seed=1, language="both", characters=1000))) > 1
         True
     """
-    sources = [(load(name), stream(seed, name, "stories")) for name in languages(language)]
+    read = corner if is_corner else load
+    sources = [(read(name), stream(seed, name, "stories")) for name in languages(language)]
     written = turn = 0
     while written < characters:
         words, rng = sources[turn % len(sources)]
