@@ -42,11 +42,11 @@ class Report(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     folder = Path("data/demo")
-    train = write_stories(folder / "train.txt", seed=TRAIN_SEED, characters=TRAIN_CHARACTERS)
-    val = write_stories(folder / "val.txt", seed=VAL_SEED, characters=VAL_CHARACTERS)
     argv = ["--config", "demo", "--data", str(folder / "train.txt"), "--val", str(folder / "val.txt"),
             *(sys.argv[1:] if argv is None else argv)]
     config = load(PretrainConfig, argv, prog="python -m llm.tasks.demo", choose_model=choose_model)
+    train = write_stories(folder / "train.txt", seed=TRAIN_SEED, characters=TRAIN_CHARACTERS)
+    val = write_stories(folder / "val.txt", seed=VAL_SEED, characters=VAL_CHARACTERS)
     with open_run("demo", config.run) as run:
         stop_signal = pretrain(config, run)
     if stop_signal:

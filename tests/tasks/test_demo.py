@@ -32,3 +32,11 @@ def test_a_true_story_is_written_side_by_side_in_columns_of_equal_width() -> Non
     for line in lines:
         assert demo._places(line) <= 83
         assert demo._places(line[: line.rindex("   ")].rstrip()) <= 40 or not line.strip()
+
+
+@pytest.mark.parametrize("flag", ["--help", "--stepz"])
+def test_help_and_a_bad_flag_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        demo.main([flag])
+    assert not any(tmp_path.iterdir())
