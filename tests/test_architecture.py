@@ -1,11 +1,11 @@
 """The house rules, read from the source: imports go down, every verb has one home, every example runs."""
 
 import ast
-import subprocess
-import sys
 import doctest
 import importlib
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
