@@ -23,6 +23,8 @@ def test_the_demo_trains_examines_draws_and_shows(
     assert "No model goes below" in out and "0% grammatical" in out and "100% not in the training text" in out
     assert "written by the little world" in out and out.strip().endswith("run")
     assert {"demo.png", "loss.png", "samples.txt", "run.toml"} <= {path.name for path in Path("run").iterdir()}
+    assert demo.main(["--resume", "run"]) == 0   # its own settings: those of the preset would not fit its weights
+    assert capsys.readouterr().out.strip().endswith("run")
 
 
 def test_a_true_story_is_written_side_by_side_in_columns_of_equal_width() -> None:
