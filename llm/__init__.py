@@ -32,6 +32,8 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":   # `llm.nn.Attention(...)` after a bare `import llm`
+        return importlib.import_module("llm.nn")
     if name not in _HOMES:
         raise AttributeError(f"module 'llm' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)   # a submodule of the same name would hide it

@@ -131,7 +131,8 @@ def find_checkpoint(path: str | Path) -> Path:
     index = CheckpointStore(path / "checkpoints").read_index()
     step = index["best"] if index["best"] is not None else index["latest"]
     if step is None:
-        what = "holds no complete checkpoint" if path.is_dir() else "does not exist"
+        what = ("holds no complete checkpoint" if path.is_dir() else "is a file" if path.exists() else
+                "does not exist")
         raise ValueError(f"{path} {what}; name a run folder, a checkpoint or a Hugging Face folder")
     return path / "checkpoints" / step_name(step)
 

@@ -4,6 +4,8 @@ import ast
 import doctest
 import importlib
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +114,8 @@ def test_every_public_name_is_there() -> None:
     for name in llm.__all__:
         assert getattr(llm, name) is not None
     assert callable(llm.generate)   # not a module of the same name
+
+
+def test_the_parts_are_there_after_a_bare_import() -> None:
+    code = "import llm; llm.nn.Attention(dim=64, num_heads=4, num_kv_heads=2)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)

@@ -272,3 +272,9 @@ def test_nothing_but_numbers_and_text_is_in_a_checkpoint(tmp_path: Path) -> None
     assert {path.suffix for path in files} == {".json", ".safetensors"}
     for path in files:
         json.loads(path.read_text()) if path.suffix == ".json" else safetensors.torch.load_file(path)
+
+
+def test_a_file_in_place_of_a_folder_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a file; name a run folder"):
+        llm.load(tmp_path / "model.safetensors")

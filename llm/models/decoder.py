@@ -124,7 +124,8 @@ class Decoder(nn.Module):
             `Output` with one field set.
 
         Raises:
-            ValueError: if the text is longer than the context or the cache.
+            ValueError: if the text is longer than the context or the cache, targets are not of the shape of
+                input_ids, or the reduction is unknown.
 
         Example:
             >>> import llm, torch
@@ -132,6 +133,11 @@ class Decoder(nn.Module):
             >>> model(torch.tensor([[1, 2, 3]])).logits.shape
             torch.Size([1, 3, 65])
         """
+        if targets is not None and targets.shape != input_ids.shape:
+            raise ValueError(f"targets of shape {tuple(targets.shape)} do not fit input_ids of shape "
+                             f"{tuple(input_ids.shape)}; give each position its next token, or IGNORE_INDEX")
+        if reduction not in ("sum", "none"):
+            raise ValueError(f"reduction={reduction!r} is not one of sum, none; for a mean divide the sum yourself")
         cached = cache.length if cache is not None else 0
         length = input_ids.shape[1]
         if cached + length > self.config.context_length:

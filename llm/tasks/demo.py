@@ -15,7 +15,7 @@ from llm.config import load
 from llm.data import tinyworld
 from llm.tasks import entry
 from llm.tasks.pretrain import PretrainConfig, choose_model, pretrain
-from llm.train.run import open_run
+from llm.train.run import find_run, open_run
 
 if TYPE_CHECKING:
     from llm.models.decoder import Decoder
@@ -42,11 +42,14 @@ class Report(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     folder = Path("data/demo")
+    argv = sys.argv[1:] if argv is None else argv
+    is_resumed = any(word.split("=")[0] == "--resume" for word in argv)   # a run has its own settings
+    preset = [] if is_resumed else ["--config", "demo"]
+    argv = [*preset, "--data", str(folder / "train.txt"), "--val", str(folder / "val.txt"), *argv]
+    config = load(PretrainConfig, argv, prog="python -m llm.tasks.demo", choose_model=choose_model,
+                  resume_file=lambda name: find_run("demo", name) / "run.toml")
     train = write_stories(folder / "train.txt", seed=TRAIN_SEED, characters=TRAIN_CHARACTERS)
     val = write_stories(folder / "val.txt", seed=VAL_SEED, characters=VAL_CHARACTERS)
-    argv = ["--config", "demo", "--data", str(folder / "train.txt"), "--val", str(folder / "val.txt"),
-            *(sys.argv[1:] if argv is None else argv)]
-    config = load(PretrainConfig, argv, prog="python -m llm.tasks.demo", choose_model=choose_model)
     with open_run("demo", config.run) as run:
         stop_signal = pretrain(config, run)
     if stop_signal:

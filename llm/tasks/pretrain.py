@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llm.tokenizers.tokenizer import Tokenizer
     from llm.train.samples import SampleWriter
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("llm.tasks.pretrain")   # started as a command, __name__ is "__main__", which nobody hears
 
 
 @dataclass(frozen=True, kw_only=True)

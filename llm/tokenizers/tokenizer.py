@@ -79,14 +79,16 @@ class Tokenizer:
             workers: processes that count words.
 
         Raises:
-            ValueError: for an unknown pattern, a vocabulary too small, or a special token that is empty, double or a
-                single character (which ordinary text could spell).
+            ValueError: for a string in place of texts, an unknown pattern, a vocabulary too small, or a special token
+                that is empty, double or a single character (which ordinary text could spell).
 
         Example:
             >>> tokenizer = Tokenizer.train(["low lower lowest"], vocab_size=261)
             >>> tokenizer.encode("slow lower"), tokenizer.eos_id
             ([82, 257, 259, 81], 260)
         """
+        if isinstance(texts, str):
+            raise ValueError("texts is a single string, whose characters would count as texts; give a list: [text]")
         if pattern and pattern not in patterns.PATTERNS:
             raise ValueError(f"pattern={pattern!r} is not one of {', '.join(patterns.PATTERNS)}, or '' for none")
         names = list(special_tokens)

@@ -129,3 +129,11 @@ def test_every_family_learns_one_batch_by_heart(tiny_config: ModelConfig) -> Non
     # the first target of a row can be guessed only from one token; equal first tokens would set a floor
     assert len(set(ids[:, 0].tolist())) == 4
     assert loss < 0.05
+
+
+def test_targets_of_another_shape_and_unknown_reductions_are_refused(tiny_model: Decoder) -> None:
+    ids = torch.zeros(2, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"\(4, 2\) do not fit .* \(2, 4\)"):
+        tiny_model(ids, targets=ids.T)
+    with pytest.raises(ValueError, match="reduction='mean'"):
+        tiny_model(ids, targets=ids, reduction="mean")

@@ -23,6 +23,8 @@ def test_the_demo_trains_examines_draws_and_shows(
     assert "No model goes below" in out and "0% grammatical" in out and "100% not in the training text" in out
     assert "written by the little world" in out and out.strip().endswith("run")
     assert {"demo.png", "loss.png", "samples.txt", "run.toml"} <= {path.name for path in Path("run").iterdir()}
+    assert demo.main(["--resume", "run"]) == 0   # its own settings: those of the preset would not fit its weights
+    assert capsys.readouterr().out.strip().endswith("run")
 
 
 def test_a_true_story_is_written_side_by_side_in_columns_of_equal_width() -> None:
@@ -32,3 +34,11 @@ def test_a_true_story_is_written_side_by_side_in_columns_of_equal_width() -> Non
     for line in lines:
         assert demo._places(line) <= 83
         assert demo._places(line[: line.rindex("   ")].rstrip()) <= 40 or not line.strip()
+
+
+@pytest.mark.parametrize("flag", ["--help", "--stepz"])
+def test_help_and_a_bad_flag_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        demo.main([flag])
+    assert not any(tmp_path.iterdir())

@@ -271,3 +271,9 @@ def test_narrow_locales_train_and_write_chinese(environment: dict[str, str]) -> 
     assert written.returncode == 0, written.stderr
     if "PYTHONIOENCODING" not in environment:
         assert written.stdout.startswith("第一")
+
+
+def test_a_command_says_what_a_run_will_cost_and_what_it_took() -> None:
+    done = command("-m", "llm.tasks.pretrain", "--data", "a.txt", "--tokenizer", "char", *TINY, *SHORT, "--out", "run")
+    for text in (done.stderr, Path("run/train.log").read_text(encoding="utf-8")):
+        assert "MFLOP per token" in text and "memory grew by" in text

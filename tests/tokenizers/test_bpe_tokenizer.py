@@ -111,3 +111,8 @@ def test_equal_fingerprints_mean_equal_tokenizers():
     others = [trained("gpt2"), trained(special_tokens=["<|end|>"])]
     prints = [tokenizer.fingerprint for tokenizer in [*any_kind(), *others]]
     assert len(set(prints)) == len(prints) and prints[0] == trained().fingerprint
+
+
+def test_a_single_string_is_not_taken_for_texts_of_one_character() -> None:
+    with pytest.raises(ValueError, match="give a list"):
+        Tokenizer.train("low lower lowest", vocab_size=261)
