@@ -24,6 +24,8 @@ class DataConfig:
     """Read .bin files as plain streams of such ids, without a header."""
     context: int | None = None
     """Tokens in a training window; default: the model's context length."""
+    windows: Literal["stream", "documents"] = "stream"
+    """What a training window holds: a stretch of the whole stream, or whole documents, as many as fit."""
     limit: int | None = None
     """Use only the first N documents, for a quick try."""
 

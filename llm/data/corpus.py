@@ -62,6 +62,10 @@ def load_corpus(config: DataConfig, *, tokenizer: Tokenizer | None = None) -> Co
         raise ValueError(f"--data {path} and --val {config.val}: one is a token file, the other is text; give both as "
                          "token files (.bin) or both as text")
     corpus = (_from_token_file if _is_token_file(path) else _from_text)(path, config, tokenizer)
+    share = len(corpus.val) / (len(corpus.train) + len(corpus.val))
+    if config.val is None and not config.val_fraction / 2 <= share <= 2 * config.val_fraction:
+        log.warning("%.0f%% of the tokens are held out, not %.0f%%: whole documents are, and these are few or of very "
+                    "different length; give --val FILE to choose", 100 * share, 100 * config.val_fraction)
     for part, tokens in (("training", corpus.train), ("validation", corpus.val)):
         if len(tokens) < 2:
             raise ValueError(f"{path} gives {_count(len(tokens), 'token')} for {part}, and one to read and one to "

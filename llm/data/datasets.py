@@ -36,6 +36,8 @@ class TokenWindows:
         tokens: (count,) ids of any integer type, in memory or memory-mapped.
         context: T, targets in a full window, >= 1.
         is_shifted: draw an offset per epoch (training); validation always cuts at multiples of the context.
+        document_end: the end-of-text id; if given, windows hold whole documents, as many as fit, and each begins with
+            the end of the document before (a document longer than the context is cut). Nothing is then shifted.
         vocab_size: V; ids beyond it are refused when they are met. None checks nothing.
 
     Raises:
@@ -48,7 +50,15 @@ class TokenWindows:
                 [   4,    5, -100]])
     """
 
-    def __init__(self, tokens: np.ndarray, *, context: int, is_shifted: bool = True, vocab_size: int | None = None):
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        *,
+        context: int,
+        is_shifted: bool = True,
+        document_end: int | None = None,
+        vocab_size: int | None = None,
+    ):
         if len(tokens) < 2:
             raise ValueError(f"the stream has {len(tokens)} tokens; it needs 2 or more, one to read and one to predict")
         if context < 1:
@@ -57,8 +67,11 @@ class TokenWindows:
         self.context = context
         self.is_shifted = is_shifted
         self.vocab_size = vocab_size
+        self.cuts = None if document_end is None else _document_cuts(tokens, context, document_end)
 
     def lengths(self, seed: int, epoch: int) -> np.ndarray:
+        if self.cuts is not None:
+            return np.diff(self.cuts)
         first, last = self._first_cut(seed, epoch), len(self.tokens) - 1
         num_windows = 1 + max(0, -(-(last - first) // self.context))
         return np.diff(self._borders(np.arange(num_windows + 1), seed, epoch))
@@ -87,8 +100,22 @@ class TokenWindows:
 
     def _borders(self, numbers: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         """Where windows of these numbers begin: 0, first cut, first cut + T, ..., count - 1."""
+        if self.cuts is not None:
+            return self.cuts[numbers]
         cuts = self._first_cut(seed, epoch) + (numbers - 1) * self.context
         return np.clip(cuts, 0, len(self.tokens) - 1)
+
+
+def _document_cuts(tokens: np.ndarray, context: int, document_end: int) -> np.ndarray:
+    """Where windows of whole documents begin: each time the last end of a document within reach."""
+    last = len(tokens) - 1
+    ends = np.concatenate((np.flatnonzero(tokens[:-1] == document_end), [last]))
+    cuts = [0]
+    while cuts[-1] < last:
+        reach = cuts[-1] + context
+        end = int(ends[np.searchsorted(ends, reach, side="right") - 1]) if reach >= ends[0] else 0
+        cuts.append(end if end > cuts[-1] else min(reach, last))   # no end within reach: cut the document
+    return np.array(cuts)
 
 
 class Examples:

@@ -80,6 +80,8 @@ def prepare(
 ) -> Prepared:
     """Write `train.bin`, `val.bin` and `tokenizer.json` into a folder; called again after an interruption, goes on.
 
+    `prepared.json` says what the files were made of.
+
     What is held out is what `split_documents` holds out: the last part of a single document, whole documents of
     several. The bytes do not depend on `workers`, nor on interruptions.
 
@@ -92,15 +94,16 @@ def prepare(
         is_bar_wanted: show a progress bar.
 
     Raises:
-        ValueError: for text that cannot be read or split.
+        ValueError: for text that cannot be read or split, and if the folder holds the files of other text or settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     survey = take_survey(source)
     is_val, cut = _plan_split(survey, source, val_fraction)
-    tokenizer.save(folder)
-
-    progress_file = folder / "progress.json"
+    progress_file, done_file = folder / "progress.json", folder / "prepared.json"
     key = _key(survey, tokenizer, val_fraction)
+    if (folder / "train.bin").exists() and _read_key(done_file) != key:
+        raise ValueError(f"{folder} holds token files of other text, tokenizer or settings; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
     blocks_done, counts = _read_progress(progress_file, key)
     writers = {name: TokenWriter(folder / f"{name}.bin", vocab_size=tokenizer.vocab_size,
                                  fingerprint=tokenizer.fingerprint, resume_at=counts[name]) for name in PARTS}
@@ -119,6 +122,7 @@ def prepare(
     bar.close()
     for writer in writers.values():
         writer.finish()
+    _write_progress(done_file, key, 0, {name: writer.count for name, writer in writers.items()})
     progress_file.unlink(missing_ok=True)
     num_blank = sum(survey.is_blank)
     if num_blank:
@@ -238,6 +242,13 @@ def _read_progress(path: Path, key: str) -> tuple[int, dict[str, int]]:
     except (ValueError, KeyError, TypeError):
         log.warning("%s is damaged; beginning anew", path)
     return 0, dict.fromkeys(PARTS, 0)
+
+
+def _read_key(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write_progress(path: Path, key: str, blocks: int, counts: dict[str, int]) -> None:

@@ -37,7 +37,8 @@ def list_text_files(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.is_file())
+    # names in "._" are what macOS puts beside files on foreign disks
+    found = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("._"))
     files = [file for file in found if file.suffix.lower() in TEXT_SUFFIXES]
     if not files:
         raise ValueError(f"{path} holds no file that ends in {' or '.join(TEXT_SUFFIXES)}; put the text there")

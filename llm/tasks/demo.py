@@ -1,5 +1,6 @@
 """Train a small model on the stories of a small world, and let a judge read what it writes."""
 
+import random
 import sys
 import textwrap
 import time
@@ -62,11 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_stories(path: Path, *, seed: int, characters: int) -> list[str]:
-    """Write stories in English and Chinese, in turn, as a text file; the same seed gives the same file.
+    """Write stories in English and Chinese as a text file; the same seed gives the same file.
 
     They are of a corner of the world, which a small model can learn in the minutes that a demo has.
     """
     stories = list(tinyworld.stories(seed, "both", characters, is_corner=True))
+    random.Random(seed).shuffle(stories)   # in turn, the language of a story would be known before it begins
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"\n{SEPARATOR}\n".join(stories) + "\n", encoding="utf-8")
     return stories

@@ -1,5 +1,6 @@
 """Let a model write on from a prompt."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_k": config.top_k,
                 "top_p": config.top_p, "seed": config.seed, "eos_id": tokenizer.eos_id,
                 "unused_ids": unused_ids(tokenizer, model)}
+    length, context = len(prompts[0]) + config.max_new_tokens, model.config.context_length
+    if length > context:   # said here, since later it would stand in the middle of the text
+        print(f"{length} tokens pass the model's context of {context}; each time the text goes on from its last "
+              f"{max(context // 2, 1)}", file=sys.stderr)
+        logging.getLogger("llm.generation").setLevel(logging.ERROR)
     with world.autocast():
         if config.num_samples == 1:
             print(config.prompt, end="", flush=True)

@@ -107,7 +107,8 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
     trainer = Trainer(
         model,
         NextToken(tokenizer.byte_counts if tokenizer else None),
-        train=TokenWindows(corpus.train, context=context, vocab_size=vocab_size),
+        train=TokenWindows(corpus.train, context=context, vocab_size=vocab_size,
+                           document_end=document_end(config.data, tokenizer)),
         val=TokenWindows(corpus.val, context=context, vocab_size=vocab_size, is_shifted=False),
         config=config.train,
         folder=folder,
@@ -157,6 +158,15 @@ def model_and_corpus(config: PretrainConfig) -> "tuple[Decoder, Corpus]":
         raise ValueError(f"--context {config.data.context} exceeds the model's "
                          f"context_length={model.config.context_length}")
     return model, corpus
+
+
+def document_end(config: DataConfig, tokenizer: "Tokenizer | None") -> int | None:
+    """The id at which windows of whole documents are cut; None for windows of the stream."""
+    if config.windows == "stream":
+        return None
+    if tokenizer is None or tokenizer.eos_id is None:
+        raise ValueError("--windows documents needs a tokenizer with an end-of-text token; char has none")
+    return tokenizer.eos_id
 
 
 def sample_writer(config: SampleConfig, tokenizer: "Tokenizer | None") -> "SampleWriter | None":

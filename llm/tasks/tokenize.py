@@ -29,7 +29,7 @@ class TokenizeConfig:
     out: str = ""
     """Folder for train.bin, val.bin and tokenizer.json; an interrupted run is gone on with."""
     tokenizer: str = "bpe:16384"
-    """bpe:SIZE (learned from the text), byte, gpt2, cl100k_base, o200k_base, or a folder or tokenizer.json."""
+    """bpe:SIZE (learned from all of the text), byte, gpt2, cl100k_base, o200k_base, or a folder or tokenizer.json."""
     pattern: str = "gpt2"
     """Pre-tokenizing pattern of a learned tokenizer: gpt2, cl100k, o200k, qwen2, digits."""
     val_fraction: float = 0.1
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                    is_bar_wanted=sys.stderr.isatty())
     seconds = time.perf_counter() - fitted
     count = sum(done.num_tokens.values())
-    log.info("%d documents, %.1f MB to %s tokens for training and %s for validation, %.2f bytes per token, %.1f MB/s",
+    log.info("documents: %d; %.1f MB to %s tokens for training and %s for validation, %.2f bytes per token, %.1f MB/s",
              done.num_documents, done.num_bytes / 1e6, f"{done.num_tokens['train']:,}", f"{done.num_tokens['val']:,}",
              done.num_bytes / count, done.num_bytes / 1e6 / seconds)
     if config.show is not None:

@@ -97,6 +97,12 @@ class TrainConfig:
         for name in ("min_lr_ratio", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        if self.muon_lr != 0.02 and self.optimizer != "muon":
+            found.append(f"muon_lr={self.muon_lr} has no effect with optimizer={self.optimizer}; leave it out")
+        if self.decay_fraction != 0.2 and self.schedule != "wsd":
+            found.append(f"decay_fraction={self.decay_fraction} is for schedule=wsd, not {self.schedule}; leave it out")
+        if self.seed >= 2**63:
+            found.append(f"seed={self.seed} must be below 2^63")
         if self.eval_tokens is not None and self.eval_tokens < 1:
             found.append(f"eval_tokens={self.eval_tokens} must be at least 1")
         if found:

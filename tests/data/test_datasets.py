@@ -91,3 +91,25 @@ def test_examples_are_collated_in_the_order_asked_for() -> None:
     assert examples.lengths(0, 0).tolist() == [1] * 6
     with pytest.raises(ValueError, match="no samples"):
         Examples([])
+
+
+def test_windows_of_documents_begin_at_documents_and_hold_every_target_once() -> None:
+    rng = np.random.default_rng(0)
+    tokens = np.concatenate([np.append(rng.integers(1, 9, length), 0) for length in rng.integers(1, 30, 60)])
+    windows = TokenWindows(tokens, context=20, document_end=0)
+    lengths = windows.lengths(1, 0)
+    batch = windows.batch(np.arange(len(lengths)), seed=1, epoch=0)
+    assert lengths.max() <= 20 and lengths.sum() == len(tokens) - 1
+    assert batch["targets"][batch["targets"] != -100].tolist() == tokens[1:].tolist()
+    cuts = np.concatenate(([0], np.cumsum(lengths)))
+    for start, end in itertools.pairwise(cuts[1:]):
+        goes_on = tokens[start] != 0   # only in the middle of a document that is longer than a window
+        assert not goes_on or not (tokens[start - 19 : start] == 0).any()
+        following = np.flatnonzero(tokens[end + 1 :] == 0)
+        if tokens[end] == 0 and len(following):
+            assert end + 1 + following[0] - start > 20   # not one document more would have fitted
+
+
+def test_windows_of_documents_longer_than_the_context_are_cut_and_none_is_lost() -> None:
+    windows = TokenWindows(np.array([5, 5, 5, 5, 5, 0, 6, 0]), context=3, document_end=0)
+    assert windows.lengths(0, 0).tolist() == [3, 2, 2]

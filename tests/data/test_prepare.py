@@ -121,6 +121,17 @@ def test_progress_with_other_text_is_not_gone_on_from(tmp_path: Path, caplog: py
     assert "other text or settings" in caplog.text
 
 
+def test_the_files_of_another_text_are_not_overwritten(tmp_path: Path) -> None:
+    source, out = TextSource(many(tmp_path / "a.txt"), SEPARATOR), tmp_path / "out"
+    prepare(source, out, TOKENIZERS["byte"])
+    before = files(out)
+    prepare(source, out, TOKENIZERS["byte"])   # the same again is no harm
+    for other, tokenizer in ((single(tmp_path / "b.txt"), "byte"), (source.path, "char")):
+        with pytest.raises(ValueError, match="holds token files of other text, tokenizer or settings"):
+            prepare(TextSource(other, SEPARATOR), out, TOKENIZERS[tokenizer])
+    assert files(out) == before
+
+
 def test_rows_with_another_text_column(tmp_path: Path) -> None:
     rows = [{"id": seed, "content": text(seed, 20)} for seed in range(8)]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")

@@ -19,7 +19,7 @@ from llm.data.tinyworld.plots import MOODS
 
 LANGUAGES = ("en", "zh")
 COMMON_BEATS = ("open", "detail", "around", "feel.hero", "feel.friend", "end")
-CORNER_PLOTS, CORNER_TEMPLATES, CORNER_WORDS = 5, 4, 12
+CORNER_PLOTS, CORNER_TEMPLATES, CORNER_WORDS = 4, 3, 8
 SILENT_H = ("hour", "honest", "honour")
 PRONOUNS = {
     ("en", "girl"): {"he": "she", "his": "her", "him": "her", "hers": "hers", "girl": "girl", "a_girl": "a girl"},
