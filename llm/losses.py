@@ -28,12 +28,9 @@ def next_token_loss_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor) ->
         >>> next_token_loss_sum(torch.zeros(1, 2, 4), torch.zeros(8, 4), torch.tensor([[3, IGNORE_INDEX]]))   # ln 8
         tensor(2.0794)
     """
-    hidden, targets = hidden.flatten(0, -2), targets.flatten()   # (N, C), (N,)
-    supervised = targets != IGNORE_INDEX
-    if not supervised.all():
-        hidden, targets = hidden[supervised], targets[supervised]
-    logits = F.linear(hidden, head_weight)   # (N, V)
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+    rows, targets = supervised_rows(targets)
+    logits = F.linear(hidden.flatten(0, -2)[rows], head_weight)   # (N, V)
+    return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE_INDEX)
 
 
 def token_log_likelihood(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
@@ -51,7 +48,25 @@ def token_log_likelihood(hidden: Tensor, head_weight: Tensor, targets: Tensor) -
         >>> token_log_likelihood(torch.zeros(1, 2, 4), torch.zeros(8, 4), torch.tensor([[3, IGNORE_INDEX]]))
         tensor([[-2.0794,  0.0000]])
     """
-    supervised = targets != IGNORE_INDEX
-    logits = F.linear(hidden[supervised], head_weight)   # (N, V)
-    losses = F.cross_entropy(logits.float(), targets[supervised], reduction="none")
-    return torch.zeros(targets.shape, device=hidden.device).masked_scatter(supervised, -losses)
+    rows, wanted = supervised_rows(targets)
+    logits = F.linear(hidden.flatten(0, -2)[rows], head_weight)   # (N, V)
+    losses = F.cross_entropy(logits.float(), wanted, reduction="none", ignore_index=IGNORE_INDEX)
+    return torch.zeros(targets.numel(), device=hidden.device).index_add(0, rows, -losses).view(targets.shape)
+
+
+def supervised_rows(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Which places of a batch are learned from, so that only they reach the vocabulary.
+
+    Their number is rounded up, with places that stay ignored: a matrix product whose size differs at every step makes
+    CPU kernels build and keep a new program each time, which costs time and gigabytes.
+
+    Args:
+        targets: (B, T) int64.
+
+    Returns:
+        (N,) int64 places in the flattened batch, and (N,) their targets; N is a multiple of 128, or 0.
+    """
+    flat = targets.flatten()
+    rows = (flat != IGNORE_INDEX).nonzero()[:, 0]   # (N,)
+    wanted = F.pad(flat[rows], (0, -len(rows) % 128), value=IGNORE_INDEX)
+    return F.pad(rows, (0, -len(rows) % 128)), wanted

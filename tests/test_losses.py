@@ -2,7 +2,7 @@
 
 import torch
 
-from llm.losses import IGNORE_INDEX, next_token_loss_sum, token_log_likelihood
+from llm.losses import IGNORE_INDEX, next_token_loss_sum, supervised_rows, token_log_likelihood
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -38,3 +38,15 @@ def test_hidden_states_without_a_target_have_no_gradient() -> None:
     hidden, weight, targets = inputs()
     next_token_loss_sum(hidden, weight, targets).backward()
     assert (hidden.grad.abs().sum(-1) == 0).equal(targets == IGNORE_INDEX)
+
+
+def test_the_number_of_rows_at_the_head_is_rounded_up_and_changes_nothing() -> None:
+    for count in (0, 1, 127, 128, 129, 300):
+        targets = torch.full((2, 150), IGNORE_INDEX)
+        targets.view(-1)[torch.randperm(300, generator=torch.Generator().manual_seed(0))[:count]] = 3
+        rows, wanted = supervised_rows(targets)
+        assert len(rows) == len(wanted) == -(-count // 128) * 128
+        assert rows[:count].equal((targets.flatten() != IGNORE_INDEX).nonzero()[:, 0])
+        assert (wanted[:count] == 3).all() and (wanted[count:] == IGNORE_INDEX).all()
+        hidden, weight = torch.zeros(2, 150, 4), torch.zeros(8, 4)
+        assert torch.isclose(next_token_loss_sum(hidden, weight, targets), torch.tensor(8.0).log() * count)

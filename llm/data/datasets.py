@@ -77,9 +77,11 @@ class TokenWindows:
         return np.diff(self._borders(np.arange(num_windows + 1), seed, epoch))
 
     def batch(self, sample_ids: np.ndarray, *, seed: int, epoch: int) -> dict[str, Tensor]:
-        """`input_ids` and `targets`, (B, T) int64; T is the longest of these windows."""
+        """`input_ids` and `targets`, (B, T) int64; T is the longest of these windows, or for documents the context."""
         starts, ends = self._borders(sample_ids, seed, epoch), self._borders(sample_ids + 1, seed, epoch)
-        places = starts[:, None] + np.arange((ends - starts).max())   # (B, T)
+        # whole documents: always as wide, see `losses.supervised_rows`
+        width = (ends - starts).max() if self.cuts is None else self.context
+        places = starts[:, None] + np.arange(width)   # (B, T)
         is_real = places < ends[:, None]
         places = np.minimum(places, ends[:, None] - 1)
         inputs = self.tokens[places].astype(np.int64)
