@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if length > context:   # said here, since later it would stand in the middle of the text
         print(f"{length} tokens pass the model's context of {context}; each time the text goes on from its last "
               f"{max(context // 2, 1)}", file=sys.stderr)
-        logging.getLogger("llm.generation").setLevel(logging.ERROR)
-    with world.autocast():
+    with world.autocast(), _without_warnings("llm.generation"):
         if config.num_samples == 1:
             print(config.prompt, end="", flush=True)
             ids = (token for [token] in generate_steps(model, prompts, **settings)   # type: ignore[arg-type]
@@ -91,6 +91,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 text = tokenizer.decode(token for token in row if token != tokenizer.eos_id)
                 print(f"--- {number}\n{config.prompt}{text}")
     return 0
+
+
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    """Keep a logger's warnings out of the text for a while."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 if __name__ == "__main__":
