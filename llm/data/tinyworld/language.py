@@ -91,7 +91,7 @@ def load(name: str) -> Language:
 
 @lru_cache
 def corner(name: str) -> Language:
-    """A corner of the world: the same sentences and words, but only the first few of each kind, and five plots.
+    """A corner of the world: the same sentences and words, but only the first few of each kind, and few plots.
 
     Its stories are stories of the whole world too; a model of a few million parameters learns it in minutes.
     """
