@@ -148,7 +148,8 @@ def unit_hash(digest: "hashlib._Hash") -> float:
 
 
 def _stream_text(path: Path, separator: str) -> Iterator[Piece]:
-    line = re.compile(rf"(?m)^[^\S\n]*{re.escape(separator)}[^\S\n]*(?:\n|\Z)")
+    # a line begins after \n, or after a \r that is no half of \r\n
+    line = re.compile(rf"(?:\A|(?<=\n)|(?<=\r)(?!\n))[^\S\r\n]*{re.escape(separator)}[^\S\r\n]*(?:\r\n|\r|\n|\Z)")
     rest, has_separators, begins_line = "", False, True
     for block, is_last in _decoded_blocks(path):
         text = rest + block

@@ -26,7 +26,7 @@ def test_a_text_without_separator_lines_is_one_document_to_the_character(tmp_pat
     assert read(tmp_path / "a.txt", text) == [text]
 
 
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("end", ["", "{n}", "{n}{s}", "{n}{s}{n}", "{n}{s}{n}{n}{s}{n}{n}"])
 def test_separator_lines_end_documents_with_every_kind_of_line_break(tmp_path: Path, newline: str, end: str) -> None:
     text = f"one{newline}more{newline}{SEPARATOR}{newline}two" + end.format(n=newline, s=SEPARATOR)

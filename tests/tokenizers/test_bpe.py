@@ -131,7 +131,7 @@ def test_memory_of_counting_is_bounded_by_the_distinct_words():
         tracemalloc.stop()
         return size
 
-    assert peak(6) < 1.1 * peak(2)
+    assert peak(4) < 1.1 * peak(1)
 
 
 @pytest.mark.parametrize("letters", ["a", "ab", "abcdefghijklmnopqrstuvwxyz", " ", "\0"])
