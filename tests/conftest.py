@@ -21,6 +21,8 @@ TINY: dict[str, ModelConfig] = {
                         use_qk_norm=False, use_qkv_bias=True, tie_embeddings=False),
     "llama": QwenConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=2, num_kv_heads=None, dim=16,
                         use_qk_norm=False, rope_theta=500.0, tie_embeddings=False),
+    "mistral": QwenConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=4, num_kv_heads=2, dim=16,
+                          use_qk_norm=False, sliding_window=5, tie_embeddings=False),
 }
 
 

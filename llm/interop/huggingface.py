@@ -148,15 +148,20 @@ def to_config(config: ModelConfig, *, eos_id: int | None) -> dict[str, Any]:
             "layer_norm_epsilon": config.norm_eps, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0, **shared,
         }
     assert isinstance(config, QwenConfig)
-    kind, name = ("qwen3", "Qwen3") if config.use_qk_norm else ("qwen2", "Qwen2") if config.use_qkv_bias else (
-        "llama", "Llama")
+    kind, name = (
+        ("qwen3", "Qwen3") if config.use_qk_norm else ("qwen2", "Qwen2") if config.use_qkv_bias else
+        ("mistral", "Mistral") if config.sliding_window is not None else ("llama", "Llama")
+    )
+    window: dict[str, Any] = {"sliding_window": config.sliding_window}
+    if kind in ("qwen2", "qwen3"):   # theirs can leave the window out in the first max_window_layers layers
+        window |= {"use_sliding_window": config.sliding_window is not None, "max_window_layers": 0}
     return {
         "architectures": [f"{name}ForCausalLM"], "model_type": kind, "hidden_size": config.dim,
         "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.kv_heads, "head_dim": config.head_width, "intermediate_size": config.mlp_width,
         "max_position_embeddings": config.context_length, "rope_theta": config.rope_theta, "rope_scaling": None,
         "rms_norm_eps": config.norm_eps, "hidden_act": "silu", "attention_bias": config.use_qkv_bias,
-        "attention_dropout": 0.0, **shared,
+        "attention_dropout": 0.0, **window, **shared,
     }
 
 
@@ -174,9 +179,8 @@ def from_config(table: Mapping[str, Any]) -> ModelConfig:
             num_heads=table["n_head"], dim=table["n_embd"], mlp_dim=table.get("n_inner"),
             norm_eps=table.get("layer_norm_epsilon", 1e-5), tie_embeddings=table.get("tie_word_embeddings", True),
         )
-    if kind in ("qwen3", "qwen2", "llama"):
+    if kind in ("qwen3", "qwen2", "llama", "mistral"):
         _require(table, "hidden_act", "silu")
-        _require(table, "use_sliding_window", False)
         _require(table, "mlp_bias", False)
         _require(table, "attention_bias", kind == "qwen2", None)
         rope = table.get("rope_parameters") or {}   # where transformers 5 keeps it
@@ -190,9 +194,30 @@ def from_config(table: Mapping[str, Any]) -> ModelConfig:
             mlp_dim=table["intermediate_size"], num_kv_heads=table.get("num_key_value_heads"),
             head_dim=table.get("head_dim"), use_qk_norm=kind == "qwen3", use_qkv_bias=kind == "qwen2",
             rope_theta=float(table.get("rope_theta", rope.get("rope_theta", 10_000.0))),
+            sliding_window=_window_of(table),
             norm_eps=table.get("rms_norm_eps", 1e-6), tie_embeddings=table.get("tie_word_embeddings", False),
         )
-    raise ValueError(f"model_type {kind!r} is not supported; choose from gpt2, llama, qwen2, qwen3")
+    raise ValueError(f"model_type {kind!r} is not supported; choose from gpt2, llama, mistral, qwen2, qwen3")
+
+
+def _window_of(table: Mapping[str, Any]) -> int | None:
+    """The sliding window of all layers.
+
+    Raises:
+        ValueError: if only some of the layers have one.
+    """
+    kind, layers = table["model_type"], table["num_hidden_layers"]
+    if kind == "mistral":
+        return table.get("sliding_window", 4096)   # their default
+    if kind == "llama" or not table.get("use_sliding_window", False):
+        return None
+    usual = ["sliding_attention" if layer >= table.get("max_window_layers", 28) else "full_attention"
+             for layer in range(layers)]
+    kinds = set(table.get("layer_types") or usual)
+    if len(kinds) > 1:
+        raise ValueError("config.json: layer_types mixes layers with and without a sliding window, which is not "
+                         "supported; all layers must have it, or none")
+    return table.get("sliding_window", 4096) if kinds == {"sliding_attention"} else None
 
 
 def _require(table: Mapping[str, Any], key: str, *allowed: Any) -> None:

@@ -60,6 +60,11 @@ class ModelConfig:
         """G, the number of key/value heads."""
         return self.num_heads
 
+    @property
+    def window(self) -> int | None:
+        """How many tokens a token sees, itself included; None: all before it."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
@@ -92,7 +97,8 @@ class GPTConfig(ModelConfig):
 class QwenConfig(ModelConfig):
     """Qwen and its kin: RoPE, RMSNorm, grouped-query attention, SwiGLU.
 
-    Norms on queries and keys make it Qwen3; without them and with biases it is Qwen2; with neither, Llama.
+    Norms on queries and keys make it Qwen3; without them and with biases it is Qwen2; with neither, Llama, and with a
+    sliding window besides, Mistral.
 
     Paper: Qwen team 2025, arXiv:2505.09388, section 2.
 
@@ -113,6 +119,8 @@ class QwenConfig(ModelConfig):
     """Biases on the q, k and v projections (Qwen2); not together with use_qk_norm."""
     rope_theta: float = 10_000.0
     """Base of the RoPE wavelengths."""
+    sliding_window: int | None = None
+    """A token sees itself and the sliding_window - 1 tokens before it (Mistral); default: all before it."""
     norm_eps: float = 1e-6
     """Added to the mean square in RMSNorm."""
 
@@ -129,6 +137,8 @@ class QwenConfig(ModelConfig):
             found.append("use_qk_norm and use_qkv_bias together are no published model; choose one")
         if self.rope_theta <= 0:
             found.append(f"rope_theta={self.rope_theta} must be positive")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            found.append(f"sliding_window={self.sliding_window} must be at least 1; leave it out to see everything")
         return found
 
     @property
@@ -142,6 +152,10 @@ class QwenConfig(ModelConfig):
     @property
     def kv_heads(self) -> int:
         return self.num_kv_heads if self.num_kv_heads is not None else self.num_heads
+
+    @property
+    def window(self) -> int | None:
+        return self.sliding_window
 
 
 FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in (GPTConfig, QwenConfig)}

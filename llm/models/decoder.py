@@ -147,7 +147,8 @@ class Decoder(nn.Module):
             raise ValueError(f"{cached + length} tokens exceed the cache's max_length of {cache.max_length}")
 
         slots = positions if cache is not None else None   # with a cache, a token's slot is its position
-        plan = plan_attention(length, cached=cached, slots=slots, segment_ids=segment_ids, device=input_ids.device)
+        plan = plan_attention(length, cached=cached, slots=slots, segment_ids=segment_ids, window=self.config.window,
+                              device=input_ids.device)
         if positions is None:
             positions = plan.slots
         rope = self.rotary(positions)

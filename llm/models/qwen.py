@@ -1,4 +1,4 @@
-"""Qwen: RoPE, RMSNorm, grouped-query attention, SwiGLU. With its switches also Qwen2 and Llama.
+"""Qwen: RoPE, RMSNorm, grouped-query attention, SwiGLU. With its switches also Qwen2, Llama and Mistral.
 
 Paper: Qwen team 2025, arXiv:2505.09388, section 2. Next: `llm/generation.py`, or `llm/train/trainer.py`.
 """

@@ -22,13 +22,14 @@ class AttentionPlan(NamedTuple):
     """Who may look at whom in one forward pass, the same for every layer.
 
     Keys stand in slots 0 .. num_keys - 1: without a cache, slot = place in the row; with one, slot = position.
-    A query sees the slots up to its own, and among them only those of its own segment.
+    A query sees the slots up to its own, and among them only those of its own segment and of its window.
     """
 
     slots: Tensor                # (B or 1, T) int64, the slot of each query's own key
     start: int | None            # first slot when every row uses the same T neighbours, else None
     num_keys: int                # S
     segment_ids: Tensor | None   # (B, T) int64, packed documents; never together with a cache
+    window: int | None           # a query sees its own slot and the window - 1 before it; None: all before it
     mask: Tensor | None          # (B or 1, 1, T, S) bool, True = visible; for `fused_attention`, which explains None
 
 
@@ -38,6 +39,7 @@ def plan_attention(
     cached: int = 0,
     slots: Tensor | None = None,
     segment_ids: Tensor | None = None,
+    window: int | None = None,
     device: torch.device | str = "cpu",
 ) -> AttentionPlan:
     """Work out slots and mask for `num_queries` new tokens behind `cached` earlier ones.
@@ -47,6 +49,7 @@ def plan_attention(
         cached: tokens already in the cache, 0 without one.
         slots: (B, T) int64 where rows stand at different positions (ragged batches), each < cached + T.
         segment_ids: (B, T) int64; tokens see only their own segment. Only without a cache.
+        window: >= 1; a token sees itself and the window - 1 tokens before it. None sees all before it.
         device: where the mask is needed.
 
     Returns:
@@ -54,29 +57,37 @@ def plan_attention(
         kernel needs none.
 
     Raises:
-        ValueError: for segments together with a cache.
+        ValueError: for segments together with a cache, or a window below 1.
+
+    Paper: windows: Jiang et al. 2023 (Mistral 7B), arXiv:2310.06825, section 2.
 
     Example:
         >>> plan_attention(2, cached=1).mask[0, 0]
         tensor([[ True,  True, False],
                 [ True,  True,  True]])
+        >>> plan_attention(3, window=2).mask[0, 0]
+        tensor([[ True, False, False],
+                [ True,  True, False],
+                [False,  True,  True]])
     """
+    if segment_ids is not None and cached:
+        raise ValueError(f"segment_ids with a cache of {cached} tokens; packed texts are only for training")
+    if window is not None and window < 1:
+        raise ValueError(f"window={window} must be at least 1: a token sees at least itself")
     num_keys = cached + num_queries
     start = None if slots is not None else cached
-    ragged = slots
+    is_plain = start is not None and (cached == 0 or num_queries == 1)   # causal from slot 0, or one query for all
     if slots is None:
         slots = torch.arange(cached, num_keys, device=device)[None]   # (1, T)
-    mask = None
+    if is_plain and segment_ids is None and (window is None or num_keys <= window):
+        return AttentionPlan(slots, start, num_keys, segment_ids, window, mask=None)
+    distance = slots[:, :, None] - torch.arange(num_keys, device=device)   # (B or 1, T, S), negative for later keys
+    mask = distance >= 0
+    if window is not None:
+        mask = mask & (distance < window)
     if segment_ids is not None:
-        if cached:
-            raise ValueError(f"segment_ids with a cache of {cached} tokens; packed texts are only for training")
-        same = segment_ids[:, :, None] == segment_ids[:, None, :]   # (B, T, S)
-        mask = same.tril()[:, None]   # (B, 1, T, S)
-    elif ragged is not None:
-        mask = torch.arange(num_keys, device=device) <= ragged[:, None, :, None]   # (B, 1, T, S)
-    elif cached and num_queries > 1:
-        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(cached)[None, None]
-    return AttentionPlan(slots, start, num_keys, segment_ids, mask)
+        mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    return AttentionPlan(slots, start, num_keys, segment_ids, window, mask[:, None])   # (B or 1, 1, T, S)
 
 
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
@@ -95,6 +106,8 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Ten
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5   # (B, H, T, S)
     key_slot = torch.arange(k.shape[2], device=q.device)
     hidden = key_slot[None, None, None, :] > plan.slots[:, None, :, None]
+    if plan.window is not None:
+        hidden = hidden | (key_slot[None, None, None, :] <= plan.slots[:, None, :, None] - plan.window)
     if plan.segment_ids is not None:
         hidden = hidden | (plan.segment_ids[:, None, :, None] != plan.segment_ids[:, None, None, :])
     weights = scores.float().masked_fill(hidden, float("-inf")).softmax(dim=-1)

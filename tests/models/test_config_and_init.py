@@ -39,6 +39,7 @@ def test_every_preset_builds_and_has_its_published_size(name: str) -> None:
     ("qwen", {"head_dim": 9}, r"head_dim=9 is odd"),
     ("qwen", {"use_qkv_bias": True}, r"use_qk_norm and use_qkv_bias"),
     ("qwen", {"rope_theta": 0.0}, r"rope_theta=0.0 must be positive"),
+    ("qwen", {"sliding_window": 0}, r"sliding_window=0 must be at least 1"),
     ("qwen", {"num_layers": 0, "dim": -4}, r"num_layers=0.*dim=-4"),   # all complaints at once
 ])
 def test_an_impossible_configuration_is_refused(family: str, changes: dict[str, object], complaint: str) -> None:

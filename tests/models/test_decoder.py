@@ -8,7 +8,7 @@ from llm.models.build import build_model
 from llm.models.config import GPTConfig, ModelConfig
 from llm.models.decoder import Decoder
 from llm.nn import naive_attention
-from tests.conftest import random_ids, random_model
+from tests.conftest import TINY, random_ids, random_model
 
 
 def test_changing_a_later_token_leaves_earlier_logits_unchanged(tiny_model: Decoder) -> None:
@@ -31,6 +31,16 @@ def test_naive_and_fused_attention_agree_in_logits_and_gradients(tiny_config: Mo
         loss.backward()
     for one, other in zip(fused.parameters(), naive.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, atol=2e-5)   # gradients of size 1 to 10
+
+
+def test_tokens_beyond_the_window_of_every_layer_have_no_influence() -> None:
+    """Two layers of window 5: the last token is reached from the 4 + 4 before it, and from no further."""
+    model, ids = random_model(TINY["mistral"]), random_ids(1, 16)
+    logits = model(ids).logits[0, -1]
+    for place in range(16):
+        changed = ids.clone()
+        changed[0, place] = (changed[0, place] + 1) % 61
+        assert torch.equal(model(changed).logits[0, -1], logits) == (15 - place > 8), place
 
 
 def test_segments_do_not_see_each_other(tiny_model: Decoder) -> None:

@@ -1,6 +1,7 @@
 """Our modules and transformers' with the same weights: equal logits, equal gradients, files that open both ways."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_tied_config_with_another_head_in_the_file_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("hidden_act", "gelu"), ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}), ("use_sliding_window", True),
+    ("hidden_act", "gelu"), ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
     ("model_type", "mamba"), ("mlp_bias", True),
 ])
 def test_a_setting_we_do_not_compute_is_refused(key: str, value: object, tmp_path: Path) -> None:
@@ -100,3 +101,20 @@ def test_a_setting_we_do_not_compute_is_refused(key: str, value: object, tmp_pat
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(ValueError, match="not supported"):
         llm.load(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral"])
+def test_a_window_of_all_layers_or_of_none_goes_both_ways(family: str, tmp_path: Path) -> None:
+    ours, ids = random_model(replace(TINY[family], sliding_window=4)), random_ids(2, 12)
+    llm.save(ours, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert llm.load(tmp_path / "theirs")[0].config.window == 4
+    if family == "mistral":
+        return
+    for max_window_layers, expected in ((0, 4), (2, None)):
+        table = {**huggingface.to_config(ours.config, eos_id=None), "max_window_layers": max_window_layers}
+        assert huggingface.from_config(table).window == expected
+    with pytest.raises(ValueError, match="mixes layers with and without a sliding window"):
+        huggingface.from_config({**table, "max_window_layers": 1})

@@ -20,6 +20,13 @@ PLANS: dict[str, tuple[int, AttentionPlan]] = {
     "rows at different places": (1, plan_attention(1, cached=5, slots=torch.tensor([[5], [2]]))),
     "ragged chunk": (2, plan_attention(2, cached=4, slots=torch.tensor([[4, 5], [1, 2]]))),
     "packed": (6, plan_attention(6, segment_ids=torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]]))),
+    "window": (6, plan_attention(6, window=3)),
+    "window of one": (6, plan_attention(6, window=1)),
+    "window as long as the text": (6, plan_attention(6, window=6)),
+    "window, one more token": (1, plan_attention(1, cached=5, window=3)),
+    "window, a chunk behind a cache": (3, plan_attention(3, cached=3, window=2)),
+    "window, rows at different places": (1, plan_attention(1, cached=5, slots=torch.tensor([[5], [2]]), window=2)),
+    "window, packed": (6, plan_attention(6, segment_ids=torch.tensor([[0, 0, 0, 0, 1, 1]]), window=2)),
 }
 
 
@@ -34,7 +41,7 @@ def test_naive_and_fused_agree_on_every_kind_of_plan(name: str, groups: int) -> 
 @pytest.mark.parametrize("attend", [naive_attention, fused_attention])
 @pytest.mark.parametrize("name", PLANS)
 def test_keys_that_a_plan_hides_have_no_influence(attend: object, name: str) -> None:
-    """Counted from the definition: a query sees slots up to its own, in its own segment."""
+    """Counted from the definition: a query sees slots up to its own, in its own segment and window."""
     num_queries, plan = PLANS[name]
     q, k, v = heads(num_queries, plan.num_keys)
     slots = plan.slots.expand(2, -1)
@@ -47,7 +54,10 @@ def test_keys_that_a_plan_hides_have_no_influence(attend: object, name: str) -> 
             for query in range(num_queries):
                 is_seen = key <= int(slots[row, query])
                 if plan.segment_ids is not None:
-                    is_seen &= bool(plan.segment_ids[row, key] == plan.segment_ids[row, query])
+                    segments = plan.segment_ids.expand(2, -1)
+                    is_seen &= bool(segments[row, key] == segments[row, query])
+                if plan.window is not None:
+                    is_seen &= int(slots[row, query]) - key < plan.window
                 assert bool(changed[row, query]) == is_seen, (row, query, key)
 
 
@@ -80,3 +90,11 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         Attention(dim=64, num_heads=4, num_kv_heads=3)
     with pytest.raises(ValueError, match="only for training"):
         plan_attention(2, cached=1, segment_ids=torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="window=0 must be at least 1"):
+        plan_attention(2, window=0)
+
+
+def test_a_mask_is_made_only_where_the_kernel_needs_one() -> None:
+    for plan in (plan_attention(6), plan_attention(6, window=6), plan_attention(1, cached=5, window=6)):
+        assert plan.mask is None
+    assert plan_attention(7, window=6).mask is not None
