@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
-from llm.tokenizers.formats import Vocabulary
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.tokenizers.vocabulary import Vocabulary
 
 
 class ForeignTokenizer(Tokenizer):

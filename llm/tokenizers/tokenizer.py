@@ -21,8 +21,8 @@ from typing import Any, Literal
 import numpy as np
 import tiktoken
 
-from llm.tokenizers import bpe, formats, patterns
-from llm.tokenizers.formats import END_OF_TEXT, ONE_CHARACTER, WHOLE_TEXT, Vocabulary
+from llm.tokenizers import bpe, formats, patterns, rankfiles
+from llm.tokenizers.vocabulary import END_OF_TEXT, ONE_CHARACTER, WHOLE_TEXT, NotExact, Vocabulary
 
 # The encodings of tiktoken and the pattern of each.
 NAMED = {"gpt2": "gpt2", "r50k_base": "gpt2", "p50k_base": "gpt2", "cl100k_base": "cl100k", "o200k_base": "o200k"}
@@ -133,8 +133,8 @@ class Tokenizer:
         special_tokens: dict[str, int] | None = None,
         sha256: str | None = None,
     ) -> "Tokenizer":
-        """Read a `.tiktoken` file of ranks; the arguments are those of `formats.read_tiktoken`."""
-        return cls(formats.read_tiktoken(Path(path), pattern=pattern, special_tokens=special_tokens, sha256=sha256))
+        """Read a `.tiktoken` file of ranks; the arguments are those of `rankfiles.read_tiktoken`."""
+        return cls(rankfiles.read_tiktoken(Path(path), pattern=pattern, special_tokens=special_tokens, sha256=sha256))
 
     @classmethod
     def character_level(cls, text: str) -> "Tokenizer":
@@ -348,7 +348,7 @@ class Tokenizer:
         table, settings = _read_json(path), _read_settings(path.parent)
         try:
             return cls(formats.read_json(table), **settings)
-        except formats.NotExact as error:
+        except NotExact as error:
             from llm.tokenizers.foreign import ForeignTokenizer  # it is a Tokenizer, and so imports this file
 
             return ForeignTokenizer(table, reason=f"{path} cannot be reproduced exactly: {error}", **settings)

@@ -4,8 +4,8 @@ import time
 import pytest
 
 from llm.tokenizers import patterns
-from llm.tokenizers.formats import END_OF_TEXT
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.tokenizers.vocabulary import END_OF_TEXT
 
 TEXTS = [
     "The quick brown fox, he said, doesn't jump over 13 lazy dogs.\n\nNor do we; they'll sleep. " * 3,

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from llm.tokenizers import bpe, formats, patterns
-from llm.tokenizers.formats import END_OF_TEXT, NotExact
+from llm.tokenizers import bpe, formats, merges, patterns
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.tokenizers.vocabulary import END_OF_TEXT, NotExact, Vocabulary
 from tests.tokenizers.test_bpe_tokenizer import TEXTS, any_kind, trained
 
 
@@ -141,11 +141,11 @@ def test_splits_are_what_plain_bpe_ends_with():
         ranks = {b"a": 0, b"b": 1, b"c": 2} | {token: 3 + place for place, token in enumerate(sorted(drawn))}
         expected = {}
         for token, rank in ranks.items():
-            parts = formats._glue(token, ranks, rank)
+            parts = merges.glue(token, ranks, rank)
             if len(parts) == 2:
                 expected[token] = tuple(parts)
         # A part that BPE does not make of its own bytes is not looked for: then a token may be found by neither.
-        found = formats.splits(ranks)
+        found = merges.splits(ranks)
         assert found == {token: halves for token, halves in expected.items() if token in found}
         made = {*found, b"a", b"b", b"c"}
         assert all(token in found for token, halves in expected.items() if made.issuperset(halves))
@@ -159,7 +159,7 @@ def test_vocabularies_whose_tokens_bpe_does_not_make_keep_their_ids_when_saved(t
         drawn = {bytes(source.choices(b"ab", k=source.randint(2, 4))) for _ in range(5)}
         ranks = bpe.ranks([])
         ranks |= {token: 256 + place for place, token in enumerate(source.sample(sorted(drawn), len(drawn)))}
-        ours = Tokenizer(formats.Vocabulary(ranks, patterns.PATTERNS["gpt2"]))
+        ours = Tokenizer(Vocabulary(ranks, patterns.PATTERNS["gpt2"]))
         try:
             ours.save(tmp_path)
         except NotExact:
