@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from llm.interop import huggingface
+from llm.interop import hf_config, huggingface
 from llm.models.build import empty_model
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
@@ -59,7 +59,7 @@ def save(model: nn.Module, folder: str | Path, *, tokenizer: Tokenizer | None = 
     if isinstance(config, ModelConfig):
         eos_id = tokenizer.eos_id if tokenizer is not None else None
         tensors = huggingface.to_tensors(model.state_dict(), config)
-        _write_json(folder / "config.json", huggingface.to_config(config, eos_id=eos_id))
+        _write_json(folder / "config.json", hf_config.to_config(config, eos_id=eos_id))
         _write_json(folder / "generation_config.json", {"bos_token_id": eos_id, "eos_token_id": eos_id,
                                                         "pad_token_id": eos_id})
         safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -143,7 +143,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(f"{folder} has no config.json; the weights of a module of your own are loaded with "
                          "`load_weights` into such a module")
     try:
-        return huggingface.from_config(_read_json(folder / "config.json", keys=("model_type",)))
+        return hf_config.from_config(_read_json(folder / "config.json", keys=("model_type",)))
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} lacks {error}") from error
 

@@ -77,7 +77,7 @@ def load(
         if model := _flag(argv, "model"):
             table = {key: value for key, value in table.items() if key not in ("model", "architecture")}
             table["model"] = model
-        fixed = choose_model(_checked(table.get("model", _default(config_class, "model")), str, f"{name}: model"))
+        fixed = choose_model(checked(table.get("model", _default(config_class, "model")), str, f"{name}: model"))
     default = merge(config_class(**fixed), table, where=name)
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.HelptextFromCommentsOff)
     return tyro.cli(config_class, prog=prog, args=argv, default=default, config=options)
@@ -115,7 +115,7 @@ def merge(config: Config, table: Mapping[str, Any], *, where: str) -> Config:
                 raise ValueError(f"{where}: {key} = {value!r}, but {key} is a table: [{key}]")
             changes[key] = merge(old, value, where=f"{where} [{key}]")
         else:
-            changes[key] = _checked(value, annotations[key], f"{where}: {key}")
+            changes[key] = checked(value, annotations[key], f"{where}: {key}")
     try:
         return dataclasses.replace(config, **changes)
     except ValueError as error:   # what the dataclass itself refuses
@@ -149,16 +149,47 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
 
 
-def write_toml(config: "DataclassInstance") -> str:
-    """Settings as TOML text that `load` reads back. None is left out where it is the default, else it is "None"."""
+def write_toml(config: "DataclassInstance", *, table: str = "") -> str:
+    """Settings as TOML text that `load` reads back. None is left out where it is the default, else it is "None".
+
+    `table` is the name of the table that the text will stand in, for the names of those inside.
+    """
     plain, nested = [], []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            nested.append(f"[{field.name}]\n{write_toml(value)}")
+            name = f"{table}.{field.name}" if table else field.name
+            nested.append(f"[{name}]\n{write_toml(value, table=name)}")
         elif value is not None or field.default is not None:
             plain.append(f"{field.name} = {_to_toml(value, field.name)}\n")
     return "".join(plain) + "".join("\n" + part for part in nested)
+
+
+def checked(value: Any, kind: Any, where: str) -> Any:
+    """The value, if it fits a field's annotation; an int may stand for a float, a list for a tuple, "None" for None.
+
+    Raises:
+        ValueError: naming `where` if it does not.
+
+    Example:
+        >>> checked(1, float | None, "my.toml: lr")
+        1.0
+    """
+    options = _options(kind)
+    if (value is None or value == "None") and None in options:
+        return None
+    for option in options:
+        if option is float and type(value) is int:
+            return float(value)
+        if typing.get_origin(option) is tuple and isinstance(value, list):
+            return tuple(value)
+        if type(value) is option or (isinstance(option, str) and value == option):
+            return value
+    choices = [option for option in options if isinstance(option, str)]
+    if choices and isinstance(value, str):
+        raise ValueError(f"{where} = {value!r}; {did_you_mean(value, choices)}")
+    names = [repr(option) if isinstance(option, str) else option.__name__ for option in options if option is not None]
+    raise ValueError(f"{where} = {value!r} must be of type {' or '.join(names)}")
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -183,25 +214,6 @@ def _flag(argv: Sequence[str], name: str) -> str | None:
 
 def _default(config_class: type, name: str) -> Any:
     return next(field.default for field in dataclasses.fields(config_class) if field.name == name)
-
-
-def _checked(value: Any, kind: Any, where: str) -> Any:
-    """The value, if it fits a field's annotation; an int may stand for a float, a list for a tuple, "None" for None."""
-    options = _options(kind)
-    if value == "None" and None in options:
-        return None
-    for option in options:
-        if option is float and type(value) is int:
-            return float(value)
-        if typing.get_origin(option) is tuple and isinstance(value, list):
-            return tuple(value)
-        if type(value) is option or (isinstance(option, str) and value == option):
-            return value
-    choices = [option for option in options if isinstance(option, str)]
-    if choices and isinstance(value, str):
-        raise ValueError(f"{where} = {value!r}; {did_you_mean(value, choices)}")
-    names = [repr(option) if isinstance(option, str) else option.__name__ for option in options if option is not None]
-    raise ValueError(f"{where} = {value!r} must be of type {' or '.join(names)}")
 
 
 def _options(kind: Any) -> list[Any]:

@@ -1,17 +1,17 @@
-"""Hugging Face folders: configuration and tensor names of transformers' classes, there and back.
+"""Hugging Face folders: the tensor names of transformers' classes, there and back.
 
 A checkpoint of ours is such a folder, so that AutoModelForCausalLM opens it without a conversion. One table per
 transformers class says which of their tensors hold which of ours; reading and writing follow the same rows.
-Spellings are those of transformers 4, which version 5 reads too.
+The configuration is translated in `hf_config.py`.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llm.models.config import GPTConfig, ModelConfig, QwenConfig
+from llm.models.config import ModelConfig
 
 
 class Row(NamedTuple):
@@ -134,93 +134,3 @@ def from_tensors(
         shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         raise ValueError(f"the tensors do not fit the configuration: {shown}")
     return state
-
-
-def to_config(config: ModelConfig, *, eos_id: int | None) -> dict[str, Any]:
-    """The `config.json` under which transformers builds the same model."""
-    shared = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings, "torch_dtype": "float32",
-              "bos_token_id": eos_id, "eos_token_id": eos_id, "use_cache": True}
-    if isinstance(config, GPTConfig):
-        return {
-            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": config.context_length,
-            "n_ctx": config.context_length, "n_embd": config.dim, "n_layer": config.num_layers,
-            "n_head": config.num_heads, "n_inner": config.mlp_dim, "activation_function": "gelu_new",
-            "layer_norm_epsilon": config.norm_eps, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0, **shared,
-        }
-    assert isinstance(config, QwenConfig)
-    kind, name = (
-        ("qwen3", "Qwen3") if config.use_qk_norm else ("qwen2", "Qwen2") if config.use_qkv_bias else
-        ("mistral", "Mistral") if config.sliding_window is not None else ("llama", "Llama")
-    )
-    window: dict[str, Any] = {"sliding_window": config.sliding_window}
-    if kind in ("qwen2", "qwen3"):   # theirs can leave the window out in the first max_window_layers layers
-        window |= {"use_sliding_window": config.sliding_window is not None, "max_window_layers": 0}
-    return {
-        "architectures": [f"{name}ForCausalLM"], "model_type": kind, "hidden_size": config.dim,
-        "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.kv_heads, "head_dim": config.head_width, "intermediate_size": config.mlp_width,
-        "max_position_embeddings": config.context_length, "rope_theta": config.rope_theta, "rope_scaling": None,
-        "rms_norm_eps": config.norm_eps, "hidden_act": "silu", "attention_bias": config.use_qkv_bias,
-        "attention_dropout": 0.0, **window, **shared,
-    }
-
-
-def from_config(table: Mapping[str, Any]) -> ModelConfig:
-    """Our configuration from a `config.json`.
-
-    Raises:
-        ValueError: for a model type or a setting that our modules do not compute.
-    """
-    kind = table.get("model_type")
-    if kind == "gpt2":
-        _require(table, "activation_function", "gelu_new", "gelu_pytorch_tanh")
-        return GPTConfig(
-            vocab_size=table["vocab_size"], context_length=table["n_positions"], num_layers=table["n_layer"],
-            num_heads=table["n_head"], dim=table["n_embd"], mlp_dim=table.get("n_inner"),
-            norm_eps=table.get("layer_norm_epsilon", 1e-5), tie_embeddings=table.get("tie_word_embeddings", True),
-        )
-    if kind in ("qwen3", "qwen2", "llama", "mistral"):
-        _require(table, "hidden_act", "silu")
-        _require(table, "mlp_bias", False)
-        _require(table, "attention_bias", kind == "qwen2", None)
-        rope = table.get("rope_parameters") or {}   # where transformers 5 keeps it
-        scaling = table.get("rope_scaling") or {}
-        for kind_of_rope in (rope.get("rope_type"), scaling.get("rope_type", scaling.get("type"))):
-            if kind_of_rope not in (None, "default"):
-                raise ValueError(f"rope scaling {kind_of_rope!r} is not supported; only plain RoPE is")
-        return QwenConfig(
-            vocab_size=table["vocab_size"], context_length=table["max_position_embeddings"],
-            num_layers=table["num_hidden_layers"], num_heads=table["num_attention_heads"], dim=table["hidden_size"],
-            mlp_dim=table["intermediate_size"], num_kv_heads=table.get("num_key_value_heads"),
-            head_dim=table.get("head_dim"), use_qk_norm=kind == "qwen3", use_qkv_bias=kind == "qwen2",
-            rope_theta=float(table.get("rope_theta", rope.get("rope_theta", 10_000.0))),
-            sliding_window=_window_of(table),
-            norm_eps=table.get("rms_norm_eps", 1e-6), tie_embeddings=table.get("tie_word_embeddings", False),
-        )
-    raise ValueError(f"model_type {kind!r} is not supported; choose from gpt2, llama, mistral, qwen2, qwen3")
-
-
-def _window_of(table: Mapping[str, Any]) -> int | None:
-    """The sliding window of all layers.
-
-    Raises:
-        ValueError: if only some of the layers have one.
-    """
-    kind, layers = table["model_type"], table["num_hidden_layers"]
-    if kind == "mistral":
-        return table.get("sliding_window", 4096)   # their default
-    if kind == "llama" or not table.get("use_sliding_window", False):
-        return None
-    usual = ["sliding_attention" if layer >= table.get("max_window_layers", 28) else "full_attention"
-             for layer in range(layers)]
-    kinds = set(table.get("layer_types") or usual)
-    if len(kinds) > 1:
-        raise ValueError("config.json: layer_types mixes layers with and without a sliding window, which is not "
-                         "supported; all layers must have it, or none")
-    return table.get("sliding_window", 4096) if kinds == {"sliding_attention"} else None
-
-
-def _require(table: Mapping[str, Any], key: str, *allowed: Any) -> None:
-    if key in table and table[key] not in allowed:
-        choices = " or ".join(map(repr, allowed))
-        raise ValueError(f"config.json: {key} = {table[key]!r} is not supported; only {choices} is")

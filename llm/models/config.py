@@ -6,10 +6,11 @@ transformers can express: that is what makes every checkpoint open elsewhere. To
 Read next: `decoder.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from llm.config import Derived, find_preset, merge, read_toml
+from llm.models.scaling import RopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,7 @@ class QwenConfig(ModelConfig):
     """Biases on the q, k and v projections (Qwen2); not together with use_qk_norm."""
     rope_theta: float = 10_000.0
     """Base of the RoPE wavelengths."""
+    rope_scaling: Derived[RopeScaling] = field(default_factory=RopeScaling)   # for longer texts than were trained on
     sliding_window: int | None = None
     """A token sees itself and the sliding_window - 1 tokens before it (Mistral); default: all before it."""
     norm_eps: float = 1e-6
@@ -137,6 +139,8 @@ class QwenConfig(ModelConfig):
             found.append("use_qk_norm and use_qkv_bias together are no published model; choose one")
         if self.rope_theta <= 0:
             found.append(f"rope_theta={self.rope_theta} must be positive")
+        if self.num_heads > 0:
+            found += self.rope_scaling.complaints(context_length=self.context_length, head_dim=self.head_width)
         if self.sliding_window is not None and self.sliding_window < 1:
             found.append(f"sliding_window={self.sliding_window} must be at least 1; leave it out to see everything")
         return found

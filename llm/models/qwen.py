@@ -54,4 +54,6 @@ class Qwen(Decoder):
         init_weights(self, generator)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rope_tables(positions, head_dim=self.config.head_width, theta=self.config.rope_theta)
+        scaling = self.config.rope_scaling
+        return rope_tables(positions, head_dim=self.config.head_width, theta=self.config.rope_theta,
+                           scaling=scaling.kind, **scaling.numbers)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import llm
-from llm.interop import huggingface
+from llm.interop import hf_config, huggingface
 from llm.models.build import build_model
 from llm.models.config import ModelConfig
 from tests.conftest import TINY, random_ids, random_model
@@ -34,7 +34,7 @@ def test_logits_and_gradients_equal_those_of_transformers(family: str, tmp_path:
 
 @pytest.mark.parametrize("family", TINY)
 def test_a_folder_of_transformers_loads_with_equal_logits(family: str, tmp_path: Path) -> None:
-    config = transformers.AutoConfig.for_model(**huggingface.to_config(TINY[family], eos_id=None))
+    config = transformers.AutoConfig.for_model(**hf_config.to_config(TINY[family], eos_id=None))
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     theirs.save_pretrained(tmp_path)
     ours, tokenizer = llm.load(tmp_path)
@@ -47,7 +47,7 @@ def test_save_and_load_are_the_identity_to_the_bit(tiny_config: ModelConfig, tmp
     model = random_model(tiny_config)
     llm.save(model, tmp_path)
     again, _ = llm.load(tmp_path)
-    assert huggingface.to_config(again.config, eos_id=None) == huggingface.to_config(model.config, eos_id=None)
+    assert hf_config.to_config(again.config, eos_id=None) == hf_config.to_config(model.config, eos_id=None)
     assert again.state_dict().keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
@@ -92,7 +92,8 @@ def test_a_tied_config_with_another_head_in_the_file_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("hidden_act", "gelu"), ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
+    ("hidden_act", "gelu"), ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
+    ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "finesse": 3}),
     ("model_type", "mamba"), ("mlp_bias", True),
 ])
 def test_a_setting_we_do_not_compute_is_refused(key: str, value: object, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_window_of_all_layers_or_of_none_goes_both_ways(family: str, tmp_path:
     if family == "mistral":
         return
     for max_window_layers, expected in ((0, 4), (2, None)):
-        table = {**huggingface.to_config(ours.config, eos_id=None), "max_window_layers": max_window_layers}
-        assert huggingface.from_config(table).window == expected
+        table = {**hf_config.to_config(ours.config, eos_id=None), "max_window_layers": max_window_layers}
+        assert hf_config.from_config(table).window == expected
     with pytest.raises(ValueError, match="mixes layers with and without a sliding window"):
-        huggingface.from_config({**table, "max_window_layers": 1})
+        hf_config.from_config({**table, "max_window_layers": 1})

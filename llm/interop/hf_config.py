@@ -1,0 +1,215 @@
+"""`config.json` of transformers' classes, there and back. Torch-free.
+
+Which class a configuration of ours belongs to follows from its switches, never from a name; what a class cannot
+compute is refused when reading, and cannot be configured in the first place. Written are the spellings of
+transformers 4, which version 5 reads too; read are both.
+"""
+
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from llm.config import checked, merge
+from llm.models.config import GPTConfig, ModelConfig, QwenConfig
+from llm.models.scaling import USED, RopeScaling
+
+
+class Key(NamedTuple):
+    """One of their keys, our field for it, and what is written there: the field itself, or what it defaults to."""
+
+    theirs: str
+    ours: str
+    written: str = ""
+
+
+GPT_KEYS = [
+    Key("vocab_size", "vocab_size"), Key("n_positions", "context_length"), Key("n_layer", "num_layers"),
+    Key("n_head", "num_heads"), Key("n_embd", "dim"), Key("n_inner", "mlp_dim"),
+    Key("layer_norm_epsilon", "norm_eps"), Key("tie_word_embeddings", "tie_embeddings"),
+]
+QWEN_KEYS = [
+    Key("vocab_size", "vocab_size"), Key("num_hidden_layers", "num_layers"), Key("num_attention_heads", "num_heads"),
+    Key("num_key_value_heads", "num_kv_heads", "kv_heads"), Key("head_dim", "head_dim", "head_width"),
+    Key("hidden_size", "dim"), Key("intermediate_size", "mlp_dim", "mlp_width"), Key("rms_norm_eps", "norm_eps"),
+    Key("tie_word_embeddings", "tie_embeddings"),
+]
+GPT_FIXED: dict[str, tuple[Any, ...]] = {   # what GPT-2's class could also do: what we compute, the first is written
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
+}
+QWEN_FIXED: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "mlp_bias": (False,)}
+QWEN_DEFAULTS: dict[str, Any] = {
+    "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": None, "head_dim": None}
+DEFAULTS: dict[str, dict[str, Any]] = {   # of their classes, for keys that a file may lack; the other keys it must have
+    "gpt2": {"n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+    "llama": QWEN_DEFAULTS,
+    "mistral": QWEN_DEFAULTS | {"num_key_value_heads": 8},
+    "qwen2": QWEN_DEFAULTS | {"num_key_value_heads": 32},
+    "qwen3": QWEN_DEFAULTS | {"num_key_value_heads": 32, "head_dim": 128},
+}
+CLASSES = {"gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+
+
+def model_type(config: ModelConfig) -> str:
+    """Which of transformers' classes computes the same."""
+    if isinstance(config, GPTConfig):
+        return "gpt2"
+    assert isinstance(config, QwenConfig)
+    if config.use_qk_norm:
+        return "qwen3"
+    if config.use_qkv_bias:
+        return "qwen2"
+    return "mistral" if config.sliding_window is not None else "llama"
+
+
+def to_config(config: ModelConfig, *, eos_id: int | None, dtype: str = "float32") -> dict[str, Any]:
+    """The `config.json` under which transformers builds the same model.
+
+    Args:
+        config: the architecture.
+        eos_id: the id that ends a text, if a tokenizer says so.
+        dtype: of the weights in the folder, in torch's words.
+    """
+    kind = model_type(config)
+    keys, fixed = (GPT_KEYS, GPT_FIXED) if kind == "gpt2" else (QWEN_KEYS, QWEN_FIXED)
+    name = f"{CLASSES[kind]}{'LMHeadModel' if kind == 'gpt2' else 'ForCausalLM'}"
+    table: dict[str, Any] = {"architectures": [name], "model_type": kind}
+    table |= {key.theirs: getattr(config, key.written or key.ours) for key in keys}
+    table |= {theirs: allowed[0] for theirs, allowed in fixed.items()}
+    if isinstance(config, QwenConfig):
+        table |= _rope_to_theirs(config) | _window_to_theirs(config, kind)
+        table |= {"attention_bias": config.use_qkv_bias, "attention_dropout": 0.0}
+    else:
+        table |= {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+    return table | {"torch_dtype": dtype, "bos_token_id": eos_id, "eos_token_id": eos_id, "use_cache": True}
+
+
+def from_config(table: Mapping[str, Any]) -> ModelConfig:
+    """Our configuration from a `config.json`.
+
+    Raises:
+        ValueError: for a model type or a setting that our modules do not compute, or a value of a wrong type.
+        KeyError: for a missing key.
+    """
+    kind = table.get("model_type")
+    if kind not in CLASSES:
+        raise ValueError(f"model_type {kind!r} is not supported; choose from {', '.join(sorted(CLASSES))}")
+    config_class, keys, fixed = (
+        (GPTConfig, GPT_KEYS, GPT_FIXED) if kind == "gpt2" else (QwenConfig, QWEN_KEYS, QWEN_FIXED))
+    for theirs, allowed in fixed.items():
+        _require(table, theirs, *allowed)
+    annotations = typing.get_type_hints(config_class)
+    fields: dict[str, Any] = {}
+    for key in keys:
+        value = table.get(key.theirs)
+        value = DEFAULTS[kind][key.theirs] if value is None else value
+        fields[key.ours] = checked(value, annotations[key.ours], f"config.json: {key.theirs}")
+    if config_class is QwenConfig:
+        _require(table, "attention_bias", kind == "qwen2", None)
+        fields |= {"use_qk_norm": kind == "qwen3", "use_qkv_bias": kind == "qwen2", "sliding_window": _window_of(table)}
+        fields |= _rope_of(table)
+    return config_class(**fields)
+
+
+RENAMED = {"trained_context": "original_max_position_embeddings"}   # the other numbers of a scaling agree
+STANDS_FOR_TRAINED = ("linear", "dynamic")   # under these, max_position_embeddings is the trained length
+
+
+def _rope_to_theirs(config: QwenConfig) -> dict[str, Any]:
+    scaling = config.rope_scaling
+    if scaling.kind == "none":
+        return {"max_position_embeddings": config.context_length, "rope_theta": config.rope_theta, "rope_scaling": None}
+    numbers = {RENAMED.get(name, name): value for name, value in scaling.numbers.items() if value is not None}
+    longest = config.context_length
+    if scaling.kind in STANDS_FOR_TRAINED:
+        longest = scaling.trained_context
+        numbers.pop("original_max_position_embeddings", None)
+    return {"max_position_embeddings": longest, "rope_theta": config.rope_theta,
+            "rope_scaling": {"rope_type": scaling.kind, **numbers}}
+
+
+def _rope_of(table: Mapping[str, Any]) -> dict[str, Any]:
+    """theta, scaling and reach, from `rope_scaling` (transformers 4) or `rope_parameters` (5).
+
+    Raises:
+        ValueError: for a kind or a number that we do not compute.
+    """
+    longest = checked(table["max_position_embeddings"], int, "config.json: max_position_embeddings")
+    given = table.get("rope_parameters") or table.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"config.json: rope_scaling = {given!r} must be an object")
+    rope = {key: value for key, value in given.items() if value is not None}
+    theta = rope.pop("rope_theta", table.get("rope_theta"))
+    theta = checked(10_000.0 if theta is None else theta, float, "config.json: rope_theta")
+    older = rope.pop("type", "default")
+    kind = rope.pop("rope_type", older)
+    for where in (rope, table):
+        _require(where, "partial_rotary_factor", 1.0, None)
+    rope.pop("partial_rotary_factor", None)
+    if kind == "default":
+        return {"context_length": longest, "rope_theta": theta}
+    if kind not in USED or kind == "none":
+        supported = ", ".join(name for name in USED if name != "none")
+        raise ValueError(f"config.json: rope scaling {kind!r} is not supported; {supported} are")
+    trained = rope.pop("original_max_position_embeddings", longest)
+    trained = table.get("original_max_position_embeddings") or trained
+    if kind == "dynamic":
+        trained = longest   # theirs look at nothing else
+    trained = checked(trained, int, "config.json: original_max_position_embeddings")
+    if "factor" not in rope:
+        rope["factor"] = longest / max(trained, 1)
+    numbers = {"trained_context": trained, **rope}
+    if kind == "yarn" and "mscale" in rope and "mscale_all_dim" in rope:   # DeepSeek's way to say attention_factor
+        mscale, mscale_all_dim = numbers.pop("mscale"), numbers.pop("mscale_all_dim")
+        logarithm = 0.1 * math.log(rope["factor"])
+        if mscale and mscale_all_dim:
+            numbers.setdefault("attention_factor", (mscale * logarithm + 1) / (mscale_all_dim * logarithm + 1))
+    if unknown := set(numbers) - {"trained_context", *USED[kind]}:
+        raise ValueError(f"config.json: {', '.join(sorted(unknown))} of rope scaling {kind!r} is not supported")
+    scaling = merge(RopeScaling(kind=kind), numbers, where="config.json: rope_scaling")
+    if kind in STANDS_FOR_TRAINED:
+        longest = scaling.reach
+    elif kind == "yarn":   # some files say how far training went, some how far it reaches
+        longest = max(longest, scaling.reach)
+    return {"context_length": longest, "rope_theta": theta, "rope_scaling": scaling}
+
+
+def _window_to_theirs(config: QwenConfig, kind: str) -> dict[str, Any]:
+    if kind == "mistral":
+        return {"sliding_window": config.sliding_window}
+    if kind == "llama":
+        return {}
+    return {"sliding_window": config.sliding_window, "use_sliding_window": config.sliding_window is not None,
+            "max_window_layers": 0}   # theirs can leave the window out in the first layers
+
+
+def _window_of(table: Mapping[str, Any]) -> int | None:
+    """The sliding window of all layers.
+
+    Raises:
+        ValueError: if only some of the layers have one.
+    """
+    kind = table["model_type"]
+    window = checked(table.get("sliding_window", 4096), int | None, "config.json: sliding_window")   # their default
+    if kind == "mistral":
+        return window
+    if kind == "llama" or not table.get("use_sliding_window", False):
+        return None
+    first = checked(table.get("max_window_layers", 28), int, "config.json: max_window_layers")
+    layers = table["num_hidden_layers"]
+    kinds = table.get("layer_types")
+    if kinds is None:
+        kinds = ["sliding_attention"] * (first < layers) + ["full_attention"] * (first > 0)
+    if set(kinds) == {"sliding_attention"}:
+        return window
+    if set(kinds) == {"full_attention"}:
+        return None
+    raise ValueError("config.json: layer_types mixes layers with and without a sliding window, which is not "
+                     "supported; all layers must have it, or none")
+
+
+def _require(table: Mapping[str, Any], key: str, *allowed: Any) -> None:
+    if key in table and table[key] not in allowed:
+        choices = " or ".join(map(repr, allowed))
+        raise ValueError(f"config.json: {key} = {table[key]!r} is not supported; only {choices} is")
