@@ -2,22 +2,34 @@
 
 Dividing here, by the targets of one micro-batch, is how gradient accumulation goes silently wrong: a mean of means
 is not the mean when rows have different lengths.
+
+The logits of a batch, tokens x vocabulary, are the largest tensor of a training step and nobody needs them afterwards.
+So they are never made as a whole: `next_token_loss_sum` takes a few tokens at a time and makes their gradients at once,
+while the logits are there; `token_log_likelihood`, whose gradients must wait for what the caller does with each token,
+remembers one number per token and computes the logits again, a few words of the vocabulary at a time.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100   # a target that is not learned from; the value torch's own cross entropy ignores
+ROW_STEP = 128             # rows at the head are a multiple of it
+CHUNK_BYTES = 128 << 20    # float32 logits that exist at a time, unless fewer than MIN_CHUNK rows fit:
+MIN_CHUNK = 256            # with fewer, reading all of the head's weights again for each chunk would take over
 
 
 def next_token_loss_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
     """Sum over all supervised positions of -log p(target), straight from the last hidden states.
 
-    Rows without a target never reach the vocabulary, which saves most of the work when prompts are masked.
+    Rows without a target never reach the vocabulary, which saves most of the work when prompts are masked. The
+    gradients are made here, in the forward; the backward only scales them, once.
 
     Args:
-        hidden: (B, T, C) after the final norm.
+        hidden: (B, T, C) after the final norm; the products are computed in its dtype.
         head_weight: (V, C), the output embedding.
         targets: (B, T) int64 in [0, V) or IGNORE_INDEX; targets[t] is already the token after position t.
 
@@ -28,16 +40,15 @@ def next_token_loss_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor) ->
         >>> next_token_loss_sum(torch.zeros(1, 2, 4), torch.zeros(8, 4), torch.tensor([[3, IGNORE_INDEX]]))   # ln 8
         tensor(2.0794)
     """
-    rows, targets = supervised_rows(targets)
-    logits = F.linear(hidden.flatten(0, -2)[rows], head_weight)   # (N, V)
-    return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE_INDEX)
+    rows, wanted = supervised_rows(targets)
+    return _LossSum.apply(hidden.flatten(0, -2)[rows], head_weight, wanted, torch.is_grad_enabled())
 
 
 def token_log_likelihood(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
     """log p(target) of each position, for losses that compare whole answers.
 
     Args:
-        hidden: (B, T, C) after the final norm.
+        hidden: (B, T, C) after the final norm; the products are computed in its dtype.
         head_weight: (V, C), the output embedding.
         targets: (B, T) int64 in [0, V) or IGNORE_INDEX.
 
@@ -49,9 +60,8 @@ def token_log_likelihood(hidden: Tensor, head_weight: Tensor, targets: Tensor) -
         tensor([[-2.0794,  0.0000]])
     """
     rows, wanted = supervised_rows(targets)
-    logits = F.linear(hidden.flatten(0, -2)[rows], head_weight)   # (N, V)
-    losses = F.cross_entropy(logits.float(), wanted, reduction="none", ignore_index=IGNORE_INDEX)
-    return torch.zeros(targets.numel(), device=hidden.device).index_add(0, rows, -losses).view(targets.shape)
+    likelihood = _LogLikelihood.apply(hidden.flatten(0, -2)[rows], head_weight, wanted)   # (N,)
+    return torch.zeros(targets.numel(), device=hidden.device).index_add(0, rows, likelihood).view(targets.shape)
 
 
 def supervised_rows(targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,5 +78,116 @@ def supervised_rows(targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     flat = targets.flatten()
     rows = (flat != IGNORE_INDEX).nonzero()[:, 0]   # (N,)
-    wanted = F.pad(flat[rows], (0, -len(rows) % 128), value=IGNORE_INDEX)
-    return F.pad(rows, (0, -len(rows) % 128)), wanted
+    padding = -len(rows) % ROW_STEP
+    return F.pad(rows, (0, padding)), F.pad(flat[rows], (0, padding), value=IGNORE_INDEX)
+
+
+class _LossSum(torch.autograd.Function):
+    """-sum log softmax(hidden head_weight^T)[target], in chunks of tokens.
+
+    d loss / d logits = softmax(logits) - one_hot(target), so both gradients follow while a chunk's logits exist.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor, is_training: bool) -> Tensor:
+        wants_hidden, wants_weight = (is_training and needed for needed in ctx.needs_input_grad[:2])
+        weight = head_weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(head_weight, dtype=torch.float32) if wants_weight else None
+        loss_sum = hidden.new_zeros((), dtype=torch.float32)
+        is_real = (targets != IGNORE_INDEX)[:, None]   # (N, 1)
+        wanted = targets[:, None].where(is_real, 0)   # (N, 1)
+        size = chunk_size(len(weight), most=len(hidden))
+        space = hidden.new_empty(size, len(weight), dtype=torch.float32)
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            logits = _logits(hidden[part], weight, space)   # (n, V)
+            target_logit = logits.gather(1, wanted[part])   # (n, 1)
+            highest = logits.amax(-1, keepdim=True)   # (n, 1)
+            powers = logits.sub_(highest).exp_()   # in place: `logits` are gone from here on
+            total = powers.sum(-1, keepdim=True)   # (n, 1)
+            loss_sum += (total.log() + highest - target_logit).where(is_real[part], 0.0).sum()
+            if wants_hidden or wants_weight:
+                grad_logits = powers.mul_(is_real[part] / total)   # softmax, or 0 where there is no target
+                grad_logits.scatter_add_(1, wanted[part], -is_real[part].float())
+                low = grad_logits.to(hidden.dtype)
+                if grad_hidden is not None:
+                    torch.mm(low, weight, out=grad_hidden[part])
+                if grad_weight is not None:
+                    _add_product(grad_weight, low.T, hidden[part])
+        ctx.gradients = grad_hidden, grad_weight
+        ctx.weight_dtype = head_weight.dtype
+        return loss_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were handed out already; compute the loss again instead of "
+                               "calling backward with retain_graph twice")
+        grad_hidden, grad_weight = (None if gradient is None else gradient.mul_(scale) for gradient in ctx.gradients)
+        ctx.gradients = None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(ctx.weight_dtype), None, None
+
+
+class _LogLikelihood(torch.autograd.Function):
+    """log softmax(hidden head_weight^T)[target] of each row; the backward goes through the vocabulary in chunks."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
+        weight = head_weight.to(hidden.dtype)
+        likelihood = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        log_total = torch.empty_like(likelihood)   # log of the sum over the vocabulary of exp(logit)
+        is_real = targets != IGNORE_INDEX
+        wanted = targets.where(is_real, 0)[:, None]
+        size = chunk_size(len(weight), most=len(hidden))
+        space = hidden.new_empty(size, len(weight), dtype=torch.float32)
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            logits = _logits(hidden[part], weight, space)   # (n, V)
+            log_total[part] = logits.logsumexp(-1)
+            likelihood[part] = logits.gather(1, wanted[part])[:, 0] - log_total[part]
+        ctx.save_for_backward(hidden, head_weight, wanted[:, 0], is_real, log_total)
+        return likelihood.where(is_real, 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden, head_weight, wanted, is_real, log_total = ctx.saved_tensors
+        grad, wanted = grad.where(is_real, 0.0)[None], wanted[None]   # (1, N)
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(head_weight) if ctx.needs_input_grad[1] else None
+        size = chunk_size(len(hidden), most=len(head_weight))
+        space = hidden.new_empty(size, len(hidden), dtype=torch.float32)
+        for start in range(0, len(head_weight), size):
+            weight = head_weight[start : start + size].to(hidden.dtype)   # (n, C)
+            # d log p(target) / d logits = one_hot(target) - softmax(logits)
+            grad_logits = _logits(weight, hidden, space).sub_(log_total).exp_().mul_(-grad)   # (n, N)
+            is_here = (wanted >= start) & (wanted < start + len(weight))   # (1, N)
+            grad_logits.scatter_add_(0, (wanted - start).where(is_here, 0), grad.where(is_here, 0.0))
+            low = grad_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                _add_product(grad_hidden, low.T, weight)
+            if grad_weight is not None:
+                grad_weight[start : start + size] = low @ hidden
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, None
+
+
+def chunk_size(width: int, *, most: int) -> int:
+    """How many rows of logits, each `width` float32 numbers, exist at a time where there are `most` in all."""
+    return min(max(CHUNK_BYTES // (4 * max(width, 1)) // ROW_STEP * ROW_STEP, MIN_CHUNK), max(most, 1))
+
+
+def _logits(rows: Tensor, columns: Tensor, space: Tensor) -> Tensor:
+    """rows columns^T in float32, written into `space`."""
+    if rows.dtype == torch.float32:
+        return torch.mm(rows, columns.T, out=space[: len(rows)])
+    return space[: len(rows)].copy_(rows @ columns.T)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left right, where total is float32."""
+    if left.dtype == torch.float32:
+        torch.addmm(total, left, right, out=total)
+    else:
+        total += left @ right

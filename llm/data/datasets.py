@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from llm.losses import IGNORE_INDEX
 
+WIDTH_STEP = 32   # windows of documents are padded to a multiple of it
 Batch = Any   # what a dataset hands to its objective; for ours a dict of tensors
 
 
@@ -36,8 +37,8 @@ class TokenWindows:
         tokens: (count,) ids of any integer type, in memory or memory-mapped.
         context: T, targets in a full window, >= 1.
         is_shifted: draw an offset per epoch (training); validation always cuts at multiples of the context.
-        document_end: the end-of-text id; if given, windows hold whole documents, as many as fit, and each begins with
-            the end of the document before (a document longer than the context is cut). Nothing is then shifted.
+        document_end: the end-of-text id; if given, each window holds one document behind the end of the one before,
+            so that no text ever sees another (a document longer than the context is cut). Nothing is then shifted.
         vocab_size: V; ids beyond it are refused when they are met. None checks nothing.
 
     Raises:
@@ -77,10 +78,11 @@ class TokenWindows:
         return np.diff(self._borders(np.arange(num_windows + 1), seed, epoch))
 
     def batch(self, sample_ids: np.ndarray, *, seed: int, epoch: int) -> dict[str, Tensor]:
-        """`input_ids` and `targets`, (B, T) int64; T is the longest of these windows, or for documents the context."""
+        """`input_ids` and `targets`, (B, T) int64; T is the longest of these windows, for documents rounded up."""
         starts, ends = self._borders(sample_ids, seed, epoch), self._borders(sample_ids + 1, seed, epoch)
-        # whole documents: always as wide, see `losses.supervised_rows`
-        width = (ends - starts).max() if self.cuts is None else self.context
+        width = (ends - starts).max()
+        if self.cuts is not None:   # few different widths: CPU kernels build and keep a program for each
+            width = min(-(-width // WIDTH_STEP) * WIDTH_STEP, self.context)
         places = starts[:, None] + np.arange(width)   # (B, T)
         is_real = places < ends[:, None]
         places = np.minimum(places, ends[:, None] - 1)
@@ -109,15 +111,12 @@ class TokenWindows:
 
 
 def _document_cuts(tokens: np.ndarray, context: int, document_end: int) -> np.ndarray:
-    """Where windows of whole documents begin: each time the last end of a document within reach."""
+    """Where windows of one document begin: at each end of a document, and inside those longer than the context."""
     last = len(tokens) - 1
-    ends = np.concatenate((np.flatnonzero(tokens[:-1] == document_end), [last]))
-    cuts = [0]
-    while cuts[-1] < last:
-        reach = cuts[-1] + context
-        end = int(ends[np.searchsorted(ends, reach, side="right") - 1]) if reach >= ends[0] else 0
-        cuts.append(end if end > cuts[-1] else min(reach, last))   # no end within reach: cut the document
-    return np.array(cuts)
+    ends = np.unique(np.concatenate(([0], np.flatnonzero(tokens[:-1] == document_end), [last])))
+    counts = -(-np.diff(ends) // context)   # windows of each document
+    numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)   # of a window in its document
+    return np.append(np.repeat(ends[:-1], counts) + numbers * context, last)
 
 
 class Examples:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from llm.losses import chunk_size
 from llm.models.build import build_model, empty_model
 from llm.models.config import ModelConfig
 from llm.runtime import DTYPES, Precision
@@ -26,7 +27,7 @@ class Profile:
     gradient_bytes: int               # float32
     optimizer_bytes: int              # AdamW's two moments, float32
     activation_bytes: int             # kept for the backward, low-precision copies of weights included
-    head_bytes: int                   # logits and their gradient, while the loss is computed
+    head_bytes: int                   # the logits that exist at a time, while the loss is computed
 
     @property
     def training_bytes(self) -> int:
@@ -71,6 +72,7 @@ def profile_model(
     parameters = dict(empty_model(config).named_parameters())
     total = sum(parameter.numel() for parameter in parameters.values())
     embedding = sum(parameter.numel() for name, parameter in parameters.items() if name.startswith(("embed", "head")))
+    is_wide = precision == "fp32"
     saved = _saved_bytes(config, rows, context, precision, device_type, use_checkpointing)
     return Profile(
         num_parameters=total,
@@ -80,8 +82,8 @@ def profile_model(
         gradient_bytes=4 * total,
         optimizer_bytes=8 * total,
         activation_bytes=saved,
-        # beside the log-probabilities that autograd keeps: logits in low precision and in float32, and a gradient
-        head_bytes=rows * context * config.vocab_size * (4 + (4 if precision == "fp32" else 2 + 4)),
+        # one chunk in float32, and twice in low precision: as multiplied and as gradient
+        head_bytes=chunk_size(config.vocab_size, most=rows * context) * config.vocab_size * (4 if is_wide else 4 + 4),
     )
 
 

@@ -28,7 +28,7 @@ def give_gradients(weights: list[nn.Parameter], step: int) -> None:
 
 def test_ten_steps_equal_those_of_torch() -> None:
     ours, theirs = parameters(), parameters()
-    one = Muon(ours, lr=0.02, momentum=0.9, weight_decay=0.1)
+    one = Muon(ours, lr=0.02, momentum=0.9, weight_decay=0.1, dtype=torch.bfloat16)   # what torch's computes in
     other = torch.optim.Muon(theirs, lr=0.02, momentum=0.9, weight_decay=0.1)
     for step in range(10):
         for weights, optimizer in ((ours, one), (theirs, other)):
@@ -36,6 +36,13 @@ def test_ten_steps_equal_those_of_torch() -> None:
             optimizer.step()
     for weight, expected in zip(ours, theirs, strict=True):
         assert torch.allclose(weight, expected, atol=1e-6)
+
+
+def test_the_iteration_in_float32_finds_the_same_direction() -> None:
+    matrix = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    exact, rounded = (orthogonalize(matrix, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert exact.dtype == torch.float32 and rounded.dtype == torch.bfloat16
+    assert (exact - rounded).norm() < 0.05 * exact.norm()   # bf16 keeps two to three digits
 
 
 def test_a_stack_of_matrices_is_each_matrix_on_its_own() -> None:
