@@ -25,7 +25,7 @@ class DataConfig:
     context: int | None = None
     """Tokens in a training window; default: the model's context length."""
     windows: Literal["stream", "documents"] = "stream"
-    """What a training window holds: a stretch of the whole stream, or whole documents, as many as fit."""
+    """What a window holds: a stretch of the stream, or one document (or a part of it), which then sees no other."""
     limit: int | None = None
     """Use only the first N documents, for a quick try."""
 

@@ -20,6 +20,8 @@ Batch = Any   # what a dataset hands to its objective; for ours a dict of tensor
 class Dataset(Protocol):
     """What the Trainer needs of a dataset."""
 
+    sort_by_length: bool   # whether steps are made of samples of like lengths, see `plan`
+
     def lengths(self, seed: int, epoch: int) -> np.ndarray:
         """(samples,) int64, the length of every sample of this epoch, in tokens (1 where that means nothing)."""
 
@@ -69,6 +71,7 @@ class TokenWindows:
         self.is_shifted = is_shifted
         self.vocab_size = vocab_size
         self.cuts = None if document_end is None else _document_cuts(tokens, context, document_end)
+        self.sort_by_length = document_end is not None
 
     def lengths(self, seed: int, epoch: int) -> np.ndarray:
         if self.cuts is not None:
@@ -136,6 +139,7 @@ class Examples:
         if not len(samples):
             raise ValueError("there are no samples")
         self.samples = samples
+        self.sort_by_length = False
         self.collate = collate
 
     def lengths(self, seed: int, epoch: int) -> np.ndarray:

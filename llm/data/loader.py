@@ -65,6 +65,7 @@ class Loader:
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         if self._planned[0] != epoch:
-            steps = plan(self._lengths(epoch), batch_size=self.batch_size, seed=self.seed, epoch=epoch)
+            steps = plan(self._lengths(epoch), batch_size=self.batch_size, seed=self.seed, epoch=epoch,
+                         sort_by_length=self.dataset.sort_by_length)
             self._planned = (epoch, steps)
         return self._planned[1]

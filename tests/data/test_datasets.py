@@ -93,21 +93,28 @@ def test_examples_are_collated_in_the_order_asked_for() -> None:
         Examples([])
 
 
-def test_windows_of_documents_begin_at_documents_and_hold_every_target_once() -> None:
+def test_windows_of_documents_hold_one_document_each_and_every_target_once() -> None:
     rng = np.random.default_rng(0)
-    tokens = np.concatenate([np.append(rng.integers(1, 9, length), 0) for length in rng.integers(1, 30, 60)])
+    tokens = np.concatenate([np.append(rng.integers(1, 9, length), 0) for length in rng.integers(1, 60, 60)])
     windows = TokenWindows(tokens, context=20, document_end=0)
     lengths = windows.lengths(1, 0)
     batch = windows.batch(np.arange(len(lengths)), seed=1, epoch=0)
+    targets = batch["targets"]
     assert lengths.max() <= 20 and lengths.sum() == len(tokens) - 1
-    assert batch["targets"][batch["targets"] != -100].tolist() == tokens[1:].tolist()
-    cuts = np.concatenate(([0], np.cumsum(lengths)))
-    for start, end in itertools.pairwise(cuts[1:]):
-        goes_on = tokens[start] != 0   # only in the middle of a document that is longer than a window
-        assert not goes_on or not (tokens[start - 19 : start] == 0).any()
-        following = np.flatnonzero(tokens[end + 1 :] == 0)
-        if tokens[end] == 0 and len(following):
-            assert end + 1 + following[0] - start > 20   # not one document more would have fitted
+    assert targets[targets != -100].tolist() == tokens[1:].tolist()
+    ends = (targets == 0).sum(dim=1)
+    assert ends.max() == 1 and ends.sum() == 60   # no window sees past the end of its document
+    for row, length in enumerate(lengths):
+        goes_on = targets[row, length - 1] != 0   # only a document that is longer than a window is cut
+        assert not goes_on or length == 20
+
+
+def test_windows_of_documents_come_in_few_widths() -> None:
+    tokens = np.tile([1] * 40 + [0], 3)
+    windows = TokenWindows(tokens, context=100, document_end=0)
+    assert windows.batch(np.array([1]), seed=1, epoch=0)["targets"].shape == (1, 64)   # 41 rounded up
+    assert TokenWindows(tokens, context=50, document_end=0).batch(np.array([1]), seed=1, epoch=0)["targets"].shape == (
+        1, 50)
 
 
 def test_windows_of_documents_longer_than_the_context_are_cut_and_none_is_lost() -> None:

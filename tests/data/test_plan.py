@@ -38,3 +38,22 @@ def test_the_order_is_the_documented_one() -> None:
     """A saved run is resumed by computing the plan again, so it may not change between versions."""
     expected = np.random.Generator(np.random.PCG64([7, 3])).permutation(23).tolist()
     assert order(steps(seed=7, epoch=3)) == expected
+
+
+def test_sorted_by_length_every_sample_still_comes_once_and_little_of_a_step_is_padding() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 1003)
+    planned = plan(lengths, batch_size=10, seed=1, epoch=0, sort_by_length=True)
+    assert sorted(np.concatenate(planned).tolist()) == list(range(1003))
+    assert sorted(map(len, planned)) == [3] + [10] * 100
+    padded = sum(len(step) * lengths[step].max() for step in planned)
+    assert padded < 1.15 * lengths.sum()
+    assert sum(len(step) * lengths[step].max() for step in plan(lengths, batch_size=10, seed=1, epoch=0)) > (
+        1.6 * lengths.sum())
+
+
+def test_sorted_by_length_short_and_long_steps_come_in_a_random_order() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 1000)
+    means = [lengths[step].mean() for step in plan(lengths, batch_size=10, seed=1, epoch=0, sort_by_length=True)]
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
+    again, other = (plan(lengths, batch_size=10, seed=1, epoch=epoch, sort_by_length=True) for epoch in (0, 1))
+    assert np.concatenate(again).tolist() != np.concatenate(other).tolist()
