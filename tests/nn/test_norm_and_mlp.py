@@ -26,6 +26,22 @@ def test_rms_norm_is_its_equation_and_ignores_scale() -> None:
     assert torch.allclose(norm(x), norm(1000 * x), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradients_of_rms_norm_are_those_of_its_equation(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(2, 3, 5, 8, generator=generator).to(dtype) for _ in range(2))
+    norm = RMSNorm(8, eps=1e-2)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(8) / 4)
+    ours = x.clone().requires_grad_()
+    norm(ours).backward(grad)
+    exact, weight = x.double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+    (exact / (exact.square().mean(-1, keepdim=True) + 1e-2).sqrt() * weight).backward(grad.double())
+    rounding = 1e-6 if dtype == torch.float32 else 1e-2
+    assert (ours.grad - exact.grad).norm() < rounding * exact.grad.norm()
+    assert (norm.weight.grad - weight.grad).norm() < 1e-6 * weight.grad.norm()
+
+
 def test_rms_norm_computes_in_float32_whatever_comes_in() -> None:
     x = torch.full((1, 4096), 0.1, dtype=torch.bfloat16)
     x[0, 0] = 30.0
