@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from llm.interop import hf_config, huggingface
+from llm.interop import gguf, hf_config, huggingface
 from llm.models.build import empty_model
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
@@ -75,7 +75,7 @@ def load(
     """Read a model and its tokenizer.
 
     Args:
-        path: a run folder (its best checkpoint, else its latest), a checkpoint, or a Hugging Face folder.
+        path: a run folder (its best checkpoint, else its latest), a checkpoint, a Hugging Face folder, or a .gguf file.
         device: where to put the weights.
         dropout: for training it further.
 
@@ -86,6 +86,9 @@ def load(
         ValueError: if there is no model at the path, or its files are damaged or of an unsupported kind.
     """
     folder = find_checkpoint(path)
+    if is_gguf(folder):
+        model, tokenizer = gguf.load(folder, dropout=dropout)
+        return model.to(device).eval(), tokenizer
     config = read_config(folder)
     model = empty_model(config, dropout=dropout)
     state = huggingface.from_tensors(read_tensors(folder / WEIGHTS), config, model.state_dict())
@@ -126,19 +129,22 @@ def find_checkpoint(path: str | Path) -> Path:
         ValueError: if there is none.
     """
     path = Path(path)
-    if (path / "config.json").is_file():
+    if is_gguf(path) or (path / "config.json").is_file():
         return path
     index = CheckpointStore(path / "checkpoints").read_index()
     step = index["best"] if index["best"] is not None else index["latest"]
     if step is None:
         what = ("holds no complete checkpoint" if path.is_dir() else "is a file" if path.exists() else
                 "does not exist")
-        raise ValueError(f"{path} {what}; name a run folder, a checkpoint or a Hugging Face folder")
+        raise ValueError(f"{path} {what}; name a run folder, a checkpoint, a Hugging Face folder or a "
+                         ".gguf file")
     return path / "checkpoints" / step_name(step)
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The configuration of a Hugging Face folder."""
+    """The configuration of a Hugging Face folder or a .gguf file."""
+    if is_gguf(folder):
+        return gguf.read_config(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; the weights of a module of your own are loaded with "
                          "`load_weights` into such a module")
@@ -160,6 +166,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a GGUF file, by its name."""
+    return path.suffix == ".gguf" and path.is_file()
 
 
 def step_name(step: int) -> str:

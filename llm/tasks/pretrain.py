@@ -81,8 +81,8 @@ def choose_model(name: str) -> Mapping[str, Any]:
 
 
 def is_folder(name: str) -> bool:
-    """Whether `--model` names weights to go on from. A preset wins over a folder of its name, as ./NAME shows."""
-    return name not in preset_names("models") and Path(name).is_dir()
+    """Whether `--model` names weights to go on from. A preset wins over a folder of its name; ./NAME is the folder."""
+    return name not in preset_names("models") and (Path(name).is_dir() or Path(name).suffix == ".gguf")
 
 
 def pretrain(config: PretrainConfig, folder: Path) -> int | None:

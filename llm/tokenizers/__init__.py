@@ -1,1 +1,1 @@
-"""Text to ids and back. Read `tokenizer.py`, `vocabulary.py`, then `patterns.py` and `bpe.py` (training), `formats.py` (files)."""
+"""Text to ids and back. Read `tokenizer.py`, `vocabulary.py`, `patterns.py`, `bpe.py` (training), `formats.py`."""

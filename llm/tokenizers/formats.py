@@ -7,12 +7,14 @@ A byte-level BPE is a table of tokens with their ranks, a pattern and some contr
 - model: BPE without byte fallback, unknown token, dropout, prefix or suffix; missing bytes are dropped, as there;
 - merges: none makes a lower id than the one before it, and they come to the same as ranks (see `check_token`); a token
   that no merge makes is decoded but never encoded;
-- pre-tokenizer: one that patterns.py knows; normalizer: none or NFC; added tokens without flags.
+- pre-tokenizer: one that patterns.py knows; normalizer: none or NFC;
+- added tokens: control tokens (`special`) and text tokens, which take no space around them.
 
-GPT-2, Llama 3, Qwen 2 and 3, SmolLM2 and gpt-oss pass; SentencePiece models (Llama 2, Gemma) do not. Left out: running
-those (foreign.py), chat templates (chat.py). Read next: tokenizer.py.
+GPT-2, Llama 3, Qwen 2 and 3, SmolLM2, gpt-oss and Mistral's Tekken pass; SentencePiece models (Llama 2, Gemma) do not.
+Left out: running those (foreign.py), chat templates (chat.py). Read next: tokenizer.py.
 """
 
+import itertools
 from typing import Any
 
 from llm.tokenizers.bpe import Merge, spell
@@ -29,7 +31,7 @@ _PUBLISHED_CL100K = (
 PUBLISHED: dict[str, str] = {
     "cl100k": _PUBLISHED_CL100K,
     "qwen2": _PUBLISHED_CL100K.replace("{1,3}", ""),
-    "o200k": PATTERNS["o200k"],
+    **{name: PATTERNS[name] for name in ("o200k", "tekken", "llamacpp")},
 }
 
 
@@ -49,25 +51,27 @@ def read_json(table: dict[str, Any]) -> Vocabulary:
     if not model["vocab"]:
         raise ValueError("0 tokens: its vocabulary is empty")
     added = table.get("added_tokens") or []
-    special_tokens = {token["content"]: token["id"] for token in added}
+    special_tokens = {token["content"]: token["id"] for token in added if token.get("special")}
+    text_tokens = {token["content"]: token["id"] for token in added if not token.get("special")}
+    is_added = special_tokens | text_tokens
     is_closed = table.get("pre_tokenizer") is None and (table.get("decoder") or {}).get("type") == "Fuse"
     _check_model(model)
-    for token in added:
-        if token.get("single_word") or token.get("lstrip") or token.get("rstrip"):
-            raise NotExact(f"the added token {token['content']!r} takes the space around it, or whole words only")
+    is_nfc = _read_normalizer(table.get("normalizer"))
+    _check_added(added, is_nfc=is_nfc)
     if is_closed:
-        if model.get("merges") or table.get("normalizer"):
+        if model.get("merges") or is_nfc:
             raise NotExact("it merges characters rather than bytes")
-        ranks = {text.encode(): token_id for text, token_id in model["vocab"].items() if text not in special_tokens}
-        return Vocabulary(ranks, ONE_CHARACTER, special_tokens, is_closed=True, source=table)
+        ranks = {text.encode(): token_id for text, token_id in model["vocab"].items() if text not in is_added}
+        return Vocabulary(ranks, ONE_CHARACTER, special_tokens, text_tokens, is_closed=True, source=table)
     if (table.get("decoder") or {}).get("type") != "ByteLevel":
         raise NotExact("its decoder is not ByteLevel")
-    ranks, unreachable = _check_merges(model, special_tokens)
+    ranks, unreachable = _check_merges(model, is_added)
     return Vocabulary(
         ranks,
         _read_pattern(table.get("pre_tokenizer"), has_merges=bool(model.get("merges"))),
         special_tokens,
-        is_nfc=_read_normalizer(table.get("normalizer")),
+        text_tokens,
+        is_nfc=is_nfc,
         unreachable=unreachable,
         source=table,
     )
@@ -81,7 +85,6 @@ def write_json(vocabulary: Vocabulary) -> dict[str, Any]:
     """
     if vocabulary.source is not None:
         return vocabulary.source
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     merges: list[list[str]] = []
     has_lost = False
     if vocabulary.is_closed:
@@ -89,19 +92,46 @@ def write_json(vocabulary: Vocabulary) -> dict[str, Any]:
     else:
         tokens = {spell(token): token_id for token, token_id in (vocabulary.ranks | vocabulary.unreachable).items()}
         merges, has_lost = write_merges(vocabulary.ranks)
+    return bpe_json(tokens, merges, pattern=vocabulary.pattern, special_tokens=vocabulary.special_tokens,
+                    text_tokens=vocabulary.text_tokens, is_closed=vocabulary.is_closed, is_nfc=vocabulary.is_nfc,
+                    ignore_merges=has_lost)
+
+
+def bpe_json(
+    tokens: dict[str, int],
+    merges: list[list[str]],
+    *,
+    pattern: str,
+    special_tokens: dict[str, int],
+    text_tokens: dict[str, int],
+    is_closed: bool = False,
+    is_nfc: bool = False,
+    ignore_merges: bool = False,
+) -> dict[str, Any]:
+    """A `tokenizer.json` from its parts.
+
+    Args:
+        tokens: each ordinary token, in GPT-2's visible characters -> its id.
+        merges: pairs of them, in order.
+        pattern: an expression of `patterns.PATTERNS`, or one of those in `vocabulary.py`.
+        special_tokens, text_tokens, is_closed, is_nfc: as in `Vocabulary`.
+        ignore_merges: whether a word that is a token is taken whole.
+    """
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": token_id, "content": text, **flags, "special": True}
-            for text, token_id in vocabulary.special_tokens.items()
+            {"id": token_id, "content": text, **flags, "special": is_special}
+            for table, is_special in ((special_tokens, True), (text_tokens, False))
+            for text, token_id in table.items()
         ],
-        "normalizer": {"type": "NFC"} if vocabulary.is_nfc else None,
-        "pre_tokenizer": None if vocabulary.is_closed else _write_pattern(vocabulary.pattern, byte_level),
+        "normalizer": {"type": "NFC"} if is_nfc else None,
+        "pre_tokenizer": None if is_closed else _write_pattern(pattern, byte_level),
         "post_processor": None,
-        "decoder": {"type": "Fuse"} if vocabulary.is_closed else byte_level,
+        "decoder": {"type": "Fuse"} if is_closed else byte_level,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -110,9 +140,9 @@ def write_json(vocabulary: Vocabulary) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": has_lost,
-            # Control tokens too: `tokenizers` numbers those it does not find here as it likes.
-            "vocab": tokens | vocabulary.special_tokens,
+            "ignore_merges": ignore_merges,
+            # Added tokens too: `tokenizers` numbers those it does not find here as it likes.
+            "vocab": tokens | special_tokens | text_tokens,
             "merges": merges,
         },
     }
@@ -126,7 +156,32 @@ def _check_model(model: dict[str, Any]) -> None:
             raise NotExact(f"its model has {setting}={model[setting]!r}")
 
 
-def _check_merges(model: dict[str, Any], special_tokens: dict[str, int]) -> tuple[dict[bytes, int], dict[bytes, int]]:
+def _check_added(added: list[dict[str, Any]], *, is_nfc: bool) -> None:
+    """Make sure that it is enough to look for the added tokens in the text as it came, the longest first."""
+    for token in added:
+        if token.get("single_word") or token.get("lstrip") or token.get("rstrip"):
+            raise NotExact(f"the added token {token['content']!r} takes the space around it, or whole words only")
+        if is_nfc and token.get("normalized"):
+            raise NotExact(f"the added token {token['content']!r} is looked for in normalized text")
+    # `tokenizers` looks for those without the flag first, then between them for the others; and a control token that is
+    # not wanted hides what it overlaps
+    early, late = (_contents(added, "normalized", value) for value in (False, True))
+    text, control = (_contents(added, "special", value) for value in (False, True))
+    for one, other in [*itertools.product(early, late), *itertools.product(text, control)]:
+        if one in other or other in one or _overlap(one, other) or _overlap(other, one):
+            raise NotExact(f"the added tokens {one!r} and {other!r} can overlap in a text, and are of two kinds")
+
+
+def _contents(added: list[dict[str, Any]], flag: str, value: bool) -> list[str]:
+    return [token["content"] for token in added if bool(token.get(flag)) == value]
+
+
+def _overlap(left: str, right: str) -> bool:
+    """Whether the end of one text is the beginning of the other."""
+    return any(left.endswith(right[:size]) for size in range(1, min(len(left), len(right))))
+
+
+def _check_merges(model: dict[str, Any], added: dict[str, int]) -> tuple[dict[bytes, int], dict[bytes, int]]:
     """The ranks, and the tokens that no text becomes."""
     vocab: dict[str, int] = model["vocab"]
     ranks, unreachable, bytes_of = {}, {}, {}
@@ -135,7 +190,7 @@ def _check_merges(model: dict[str, Any], special_tokens: dict[str, int]) -> tupl
             bytes_of[text] = unspell(text)
         except ValueError:   # a control token, or a stray one, which the decoder of `tokenizers` writes as it stands
             bytes_of[text] = text.encode()
-        if text not in special_tokens:
+        if text not in added:
             unreachable[bytes_of[text]] = token_id
     listed: dict[Merge, int] = {}
     ways: dict[bytes, list[Merge]] = {}

@@ -40,10 +40,21 @@ _O200K = (
     r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
 
+# Mistral's Tekken: as o200k without contractions, and every digit alone.
+_TEKKEN = _O200K.replace(_CONTRACTION, "").replace(r"\p{N}{1,3}", r"\p{N}")
+
 # SmolLM2: each digit alone, and only then GPT-2's pattern on what stands between the digits. So a digit is an end of
 # text to the rest, and the space before it keeps its last character: hence `\s++(?=\p{N})` before `\s+(?!\S)`.
 _DIGITS = (
     r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++|\s++$|\s++(?=\p{N})|\s+(?!\S)|\s"""
+)
+
+# What llama.cpp does where a GGUF file does not say what its model was trained with: punctuation by itself, GPT-2's
+# pattern between it, numbers without the space before them and from the left in groups of three ASCII digits.
+_SIGN = r"[\p{P}$+<=>^~|]"
+_LLAMA_CPP = (
+    rf"""{_SIGN}++| ?\p{{L}}++|[0-9]{{3}}|(?:(?![0-9]{{3}})\p{{N}})++| ?(?:(?!{_SIGN})[^\s\p{{L}}\p{{N}}])++"""
+    rf"""|\s++$|\s++(?={_SIGN})|\s+(?!\S)|\s"""
 )
 
 PATTERNS: dict[str, str] = {
@@ -51,7 +62,9 @@ PATTERNS: dict[str, str] = {
     "cl100k": _CL100K,
     "o200k": _O200K,
     "qwen2": _QWEN2,
+    "tekken": _TEKKEN,
     "digits": _DIGITS,
+    "llamacpp": _LLAMA_CPP,
 }
 
 # A place where every pattern above ends one word and starts the next, whatever stands around it: after a letter, before

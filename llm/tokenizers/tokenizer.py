@@ -12,16 +12,16 @@ import codecs
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tiktoken
 
-from llm.tokenizers import bpe, formats, patterns, rankfiles
+from llm.tokenizers import bpe, folders, formats, patterns, rankfiles
+from llm.tokenizers.encoder import Encoder
 from llm.tokenizers.vocabulary import END_OF_TEXT, ONE_CHARACTER, WHOLE_TEXT, NotExact, Vocabulary
 
 # The encodings of tiktoken and the pattern of each.
@@ -52,6 +52,13 @@ class Tokenizer:
     ):
         if eos_token is None and END_OF_TEXT in vocabulary.special_tokens:
             eos_token = END_OF_TEXT
+        named = {bos_token, eos_token, pad_token} & set(vocabulary.text_tokens)
+        if named:   # as transformers has it: a token with such a part is a control token
+            added = vocabulary.special_tokens | vocabulary.text_tokens
+            is_special = {token: token in named or token in vocabulary.special_tokens for token in added}
+            vocabulary = replace(
+                vocabulary, special_tokens={token: added[token] for token in added if is_special[token]},
+                text_tokens={token: added[token] for token in added if not is_special[token]})
         self.vocabulary = vocabulary
         self.bos_token, self.eos_token, self.pad_token = bos_token, eos_token, pad_token or eos_token
         self.chat_template = chat_template
@@ -192,8 +199,8 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """The bytes of each id, V of them; empty for ids that stand for nothing."""
-        special = {text.encode(): token_id for text, token_id in self.special_tokens.items()}
-        tables = [self.vocabulary.ranks, self.vocabulary.unreachable, special]
+        added = {text.encode(): token_id for text, token_id in self._added_tokens.items()}
+        tables = [self.vocabulary.ranks, self.vocabulary.unreachable, added]
         tokens = [b""] * (1 + max(token_id for table in tables for token_id in table.values()))
         for table in tables:
             for token, token_id in table.items():
@@ -217,7 +224,9 @@ class Tokenizer:
         table = self.vocabulary
         tokens = [sorted((i, token.hex()) for token, i in part.items()) for part in (table.ranks, table.unreachable)]
         name = next((name for name, pattern in patterns.PATTERNS.items() if pattern == table.pattern), table.pattern)
-        rules = [name, sorted(table.special_tokens.items()), table.is_closed, table.is_nfc]
+        rules: list[Any] = [name, sorted(table.special_tokens.items()), table.is_closed, table.is_nfc]
+        if table.text_tokens:
+            rules.append(sorted(table.text_tokens.items()))
         return hashlib.sha256(json.dumps([tokens, rules]).encode()).hexdigest()
 
     def encode(self, text: str, *, allowed_special: Iterable[str] | Literal["all"] = ()) -> list[int]:
@@ -236,15 +245,16 @@ class Tokenizer:
             >>> len(tokenizer.encode("<|endoftext|>")), tokenizer.encode("<|endoftext|>", allowed_special="all")
             (13, [256])
         """
-        allowed = list(self.special_tokens) if allowed_special == "all" else list(allowed_special)
-        if unknown := set(allowed) - set(self.special_tokens):
+        allowed = set(self.special_tokens if allowed_special == "all" else allowed_special)
+        if unknown := allowed - set(self.special_tokens):
             raise ValueError(f"allowed_special holds {sorted(unknown)}, not among {[*self.special_tokens]}")
-        if not allowed:
+        looked_for = allowed | set(self.vocabulary.text_tokens)
+        if not looked_for:
             return self._encode_text(text)
-        longest_first = "|".join(re.escape(token) for token in sorted(allowed, key=len, reverse=True))
+        longest_first = "|".join(re.escape(token) for token in sorted(looked_for, key=len, reverse=True))
         ids: list[int] = []
         for place, piece in enumerate(re.split(f"({longest_first})", text)):   # text, token, text, token, ..., text
-            ids.extend([self.special_tokens[piece]] if place % 2 else self._encode_text(piece))
+            ids.extend([self._added_tokens[piece]] if place % 2 else self._encode_text(piece))
         return ids
 
     def encode_document(self, text: str) -> np.ndarray:
@@ -313,20 +323,10 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into a folder, for `load` and for AutoTokenizer."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        settings: dict[str, Any] = {
-            # for any other class, or none, AutoTokenizer replaces our ids for some model types
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,
-        }
-        for name in ("bos_token", "eos_token", "pad_token"):
-            if (token := getattr(self, name)) is not None:
-                settings[name] = token
-        _write_json(folder / "tokenizer.json", self._to_json())
-        _write_json(folder / "tokenizer_config.json", settings)
-        if self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
+        folders.write(Path(folder), self._to_json(), {
+            "bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token,
+            "chat_template": self.chat_template,
+        })
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -345,56 +345,41 @@ class Tokenizer:
             raise ValueError(f"{path} does not exist; a tokenizer is a tokenizer.json or a folder with one")
         if path.suffix == ".tiktoken":
             return cls.from_tiktoken(path)
-        table, settings = _read_json(path), _read_settings(path.parent)
+        table, settings = folders.read(path)
+        return cls.from_json(table, where=str(path), **settings)
+
+    @classmethod
+    def from_json(cls, table: dict[str, Any], *, where: str, **settings: str) -> "Tokenizer":
+        """The tokenizer that the table of a tokenizer.json describes.
+
+        Args:
+            table: the parsed file.
+            where: what to call it in errors.
+            settings: control tokens and chat template, as for the class.
+
+        Raises:
+            ValueError: if it is damaged.
+            ImportError: if the tokenizer needs the package `tokenizers` and it is not installed; says why it does.
+        """
         try:
             return cls(formats.read_json(table), **settings)
         except NotExact as error:
             from llm.tokenizers.foreign import ForeignTokenizer  # it is a Tokenizer, and so imports this file
 
-            return ForeignTokenizer(table, reason=f"{path} cannot be reproduced exactly: {error}", **settings)
+            return ForeignTokenizer(table, reason=f"{where} cannot be reproduced exactly: {error}", **settings)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged, or no tokenizer ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{where} is damaged, or no tokenizer ({type(error).__name__}: {error})") from error
 
     @cached_property
-    def _encoding(self) -> tiktoken.Encoding:
-        # Control tokens are left out: `encode` looks for them itself, longest first, before the text is normalized.
-        return tiktoken.Encoding(
-            "llm", pat_str=self.vocabulary.pattern, mergeable_ranks=self.vocabulary.ranks, special_tokens={}
-        )
+    def _encoder(self) -> Encoder:
+        return Encoder(self.vocabulary)
 
     @cached_property
-    def _missing_bytes(self) -> bytes:
-        return bytes(byte for byte in range(256) if bytes([byte]) not in self.vocabulary.ranks)
+    def _added_tokens(self) -> dict[str, int]:
+        return self.special_tokens | self.vocabulary.text_tokens
 
     def _encode_text(self, text: str) -> list[int]:
-        if self.vocabulary.is_closed:
-            self._check_alphabet(text)
-            return self._encoding.encode(text, disallowed_special=())
-        if self.vocabulary.is_nfc:
-            text = unicodedata.normalize("NFC", text)
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")   # lone surrogates become U+FFFD
-        try:
-            if len(data := text.encode()) != len(data.translate(None, self._missing_bytes)):
-                return self._encode_words(text)
-            return self._encoding.encode(text, disallowed_special=())
-        except ValueError:   # tiktoken gives up on a run of some hundred thousand spaces (`encode_ordinary` panics)
-            return self._encode_words(text)
-
-    def _encode_words(self, text: str) -> list[int]:
-        """The long way round, word by word: drops the bytes that the vocabulary lacks, as `tokenizers` does."""
-        words = (word.encode() for word in patterns.split(text, self.vocabulary.pattern))
-        kept = filter(None, (word.translate(None, self._missing_bytes) for word in words))
-        return [token_id for word in kept for token_id in self._encoding._encode_single_piece(word)]
-
-    def _check_alphabet(self, text: str) -> None:
-        known = self.vocabulary.ranks
-        unknown = sorted(letter for letter in set(text) if letter.encode("utf-8", "surrogatepass") not in known)
-        if unknown:
-            named = ", ".join(f"{letter!r} (U+{ord(letter):04X})" for letter in unknown[:5])
-            raise ValueError(
-                f"{len(unknown)} characters of the text are not in the tokenizer's alphabet of {len(known)}: {named}; "
-                "use --tokenizer byte, or train on text that has them"
-            )
+        return self._encoder(text)
 
     def _special_id(self, token: str | None) -> int | None:
         return None if token is None else self.special_tokens.get(token)
@@ -406,32 +391,3 @@ class Tokenizer:
 
     def _to_json(self) -> dict[str, Any]:
         return formats.write_json(self.vocabulary)
-
-
-def _read_settings(folder: Path) -> dict[str, str]:
-    """The control tokens and the chat template in the files beside a tokenizer.json."""
-    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    table = _read_json(path) if path.is_file() else {}
-    settings = {}
-    for name in ("bos_token", "eos_token", "pad_token"):
-        token = table.get(name)
-        settings[name] = token.get("content") if isinstance(token, dict) else token
-    if template.is_file():
-        settings["chat_template"] = template.read_bytes().decode()
-    elif isinstance(table.get("chat_template"), str):
-        settings["chat_template"] = table["chat_template"]
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise ValueError(f"{path} is damaged, or no tokenizer: it holds a {type(table).__name__}, not an object")
-    return table
-
-
-def _write_json(path: Path, table: dict[str, Any]) -> None:
-    path.write_text(json.dumps(table, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
