@@ -1,13 +1,14 @@
-"""Writing text: cached, batched decoding of prompts of any length, and sampling that a seed reproduces.
+"""Writing ids: cached, batched decoding of prompts of any length, and random numbers that a seed reproduces.
 
 The same prompt with the same seed gives the same text alone or in a batch: every row has its own random numbers,
-and no row sees another. Nothing here is needed for training. (The module is not called `generate`, so that
-`llm.generate` can be the function.)
+and no row sees another. Equal prompts are read once. Nothing here is needed for training. (The module is not called
+`generate`, so that `llm.generate` can be the function.) Next: `conversation.py`, for text instead of ids.
 """
 
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 
 from llm.models.decoder import Decoder
 from llm.nn import KVCache
+from llm.sampling import Sampling, ngram_enders, penalise_counts, penalise_repetition, sample
 
 log = logging.getLogger(__name__)
+
+READ_TOKENS = 2048   # how many tokens of all rows together are read at once: bounds the memory that a long prompt takes
 
 
 def generate(
@@ -24,12 +28,11 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     seed: int = 0,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     unused_ids: Sequence[int] = (),
+    stop: Callable[[Sequence[int]], bool] | None = None,
+    **sampling: Any,
 ) -> list[list[int]]:
     """Continue every prompt.
 
@@ -37,159 +40,258 @@ def generate(
         model: in evaluation mode; its weights' device and dtype are used, or autocast's dtype under autocast.
         prompts: lists of ids, each with at least one.
         max_new_tokens: the most ids to write per row, >= 0.
-        temperature: >= 0; below 1 sharpens, above 1 flattens, 0 always takes the likeliest token.
-        top_k: sample only among the k likeliest; None or 0: all.
-        top_p: sample only among the likeliest that together have this probability; None or 1: all.
-        seed: same seed, same text. Equal prompts in one batch get different numbers.
-        eos_id: a row ends with this id, which is part of the result.
+        seed: >= 0; same seed, same text. Equal prompts in one batch are read once and get different numbers, so that
+            `[prompt] * 4` gives four samples.
+        eos_id: a row ends with this id, or with any of several, which is part of the result.
         unused_ids: ids that are never sampled.
+        stop: called with the new ids of a row after each; true ends the row.
+        sampling: temperature, top_k, top_p and all else that `Sampling` explains.
 
     Returns:
         The new ids of each row.
 
     Raises:
         ValueError: for an empty prompt, an id outside the vocabulary, a setting out of range, a model whose dropout
-            is switched on, or logits that are not numbers.
+            is switched on, logits that are not numbers, or rules that leave no id to choose.
 
     Example:
         >>> import llm
         >>> model = llm.GPT(llm.GPTConfig(vocab_size=10, context_length=8, num_layers=1, num_heads=1, dim=8)).eval()
-        >>> rows = llm.generate(model, [[1, 2, 3], [4]], max_new_tokens=2, seed=1)
+        >>> rows = llm.generate(model, [[1, 2, 3], [4]], max_new_tokens=2, temperature=0.8, top_k=5, seed=1)
         >>> [len(row) for row in rows]
         [2, 2]
     """
     rows: list[list[int]] = [[] for _ in prompts]
-    for tokens in generate_steps(model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-                                 top_p=top_p, seed=seed, eos_id=eos_id, unused_ids=unused_ids):
-        for row, token in zip(rows, tokens, strict=True):
+    for step in generate_steps(model, prompts, max_new_tokens=max_new_tokens, seed=seed, eos_id=eos_id,
+                               unused_ids=unused_ids, stop=stop, **sampling):
+        for row, token in zip(rows, step.ids, strict=True):
             if token is not None:
                 row.append(token)
     return rows
 
 
-@torch.no_grad()
+class Step(NamedTuple):
+    """What one step wrote, a value for each row; None for rows that have ended."""
+
+    ids: list[int | None]
+    log_probs: list[float | None]   # nats; of the model itself, before any rule of sampling; empty unless asked for
+
+
+@torch.inference_mode()
 def generate_steps(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     seed: int = 0,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     unused_ids: Sequence[int] = (),
-) -> Iterator[list[int | None]]:
-    """The same as `generate`, step by step, for streaming: yields each row's next id, None for rows that have ended."""
+    stop: Callable[[Sequence[int]], bool] | None = None,
+    log_probs: bool = False,
+    reader: "Reader | None" = None,
+    **sampling: Any,
+) -> Iterator[Step]:
+    """The same as `generate`, step by step, for streaming.
+
+    Args:
+        log_probs: return the log-probabilities of the chosen ids too.
+        reader: what an earlier call has read, so that a text that begins as the one before is not read again.
+        model, prompts, max_new_tokens, seed, eos_id, unused_ids, stop, sampling: as in `generate`.
+
+    Yields:
+        A `Step`, until all rows have ended.
+    """
+    rules = Sampling(**sampling)
     prompts = [[int(token) for token in prompt] for prompt in prompts]   # also from arrays and tensors
-    _check(model, prompts, max_new_tokens, temperature, top_k, top_p)
+    _check(model, prompts, max_new_tokens, seed)
+    if not max_new_tokens:
+        return
+    ends = {eos_id} if eos_id is None or isinstance(eos_id, int) else set(eos_id)
     context = model.config.context_length
     device = model.head_weight.device
     uniforms = torch.from_numpy(_uniforms(prompts, seed, max_new_tokens)).to(device)   # (B, steps)
     banned = torch.tensor(list(unused_ids), dtype=torch.int64, device=device)
-    half = max(context // 2, 1)
-    windows = [list(prompt[-context:]) for prompt in prompts]   # what the model sees of each row
+    history = _History(prompts, model.config.vocab_size, device) if rules.looks_back else None
     if has_slid := max(map(len, prompts)) > context:
         log.warning("a prompt is longer than the context of %d tokens; only its end is read", context)
-    is_running = [True] * len(prompts)
-    cache: KVCache | None = None
+    reader = reader or Reader(model)
+    logits = reader.read([prompt[-context:] for prompt in prompts], room=max_new_tokens - 1)   # the last is never read
+    written: list[list[int]] = [[] for _ in prompts]
+    running = list(range(len(prompts)))   # the rows that the reader goes on with
     for step in range(max_new_tokens):
-        for row, window in enumerate(windows):
-            if len(window) > context:   # read the last half again, and go on from there
-                windows[row] = window[-half:]
-                cache = None
-                if not has_slid:
-                    log.warning("the text has passed the context of %d tokens; only its last %d are read again",
-                                context, half)
-                    has_slid = True
-        if cache is None:
-            longest = max(map(len, windows))
-            cache = model.new_cache(len(windows), min(context, longest + max_new_tokens - step))
-            logits = _prefill(model, windows, cache)
-        else:
-            logits = _decode(model, windows, cache)
-        tokens = sample(logits, uniforms[:, step], temperature=temperature, top_k=top_k, top_p=top_p, banned=banned)
-        chosen = tokens.tolist()
-        yield [token if running else None for token, running in zip(chosen, is_running, strict=True)]
-        for row, token in enumerate(chosen):
-            if is_running[row]:   # an ended row stands still: it writes the same slot again and again
-                is_running[row] = token != eos_id
-                windows[row].append(token)
-        if not any(is_running):
+        logits = logits.float()
+        allowed = logits.index_fill(-1, banned, float("-inf")) if len(banned) else logits
+        if history is not None:
+            allowed = history.penalise(allowed, rules)
+        tokens = sample(allowed, uniforms[:, step], rules)
+        chosen: list[int] = tokens.tolist()
+        result = Step([None] * len(prompts), [None] * len(prompts) if log_probs else [])
+        for row, token in zip(running, chosen, strict=True):
+            result.ids[row] = token
+            written[row].append(token)
+        if log_probs:
+            found = logits.gather(-1, tokens[:, None]) - logits.logsumexp(-1, keepdim=True)   # (B, 1)
+            for row, log_prob in zip(running, found[:, 0].tolist(), strict=True):
+                result.log_probs[row] = log_prob
+        yield result
+        if history is not None:
+            history.append(tokens)
+        going = [place for place, row in enumerate(running)
+                 if chosen[place] not in ends and not (stop and stop(written[row]))]
+        if not going or step + 1 == max_new_tokens:
             return
+        if len(going) < len(running):   # the others go on without those that have ended
+            reader.keep(going)
+            uniforms = uniforms[going]
+            if history is not None:
+                history.keep(going)
+            running, chosen = [running[place] for place in going], [chosen[place] for place in going]
+        if max(map(len, reader.rows)) < context:
+            logits = reader.read_next(chosen)
+            continue
+        if not has_slid:
+            has_slid = True
+            log.warning("the text has passed the context of %d tokens; only its last %d are read again",
+                        context, max(context // 2, 1))
+        windows = [[*row, token] for row, token in zip(reader.rows, chosen, strict=True)]
+        windows = [window if len(window) <= context else window[-max(context // 2, 1) :] for window in windows]
+        logits = reader.read(windows, room=max_new_tokens - step - 2)
 
 
-def sample(
-    logits: Tensor,
-    uniforms: Tensor,
-    *,
-    temperature: float,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    banned: Tensor | None = None,
-) -> Tensor:
-    """Choose one token per row by inverting the cumulative distribution at a given uniform number.
+class Reader:
+    """A model and what it has read of some rows: gives the logits behind them, and reads nothing twice.
 
     Args:
-        logits: (B, V), any float dtype.
-        uniforms: (B,) float64 in [0, 1), the rows' random numbers.
-        temperature, top_k, top_p: as in `generate`.
-        banned: (n,) int64, ids that are never chosen.
-
-    Returns:
-        (B,) int64.
+        model: the decoder.
 
     Example:
-        >>> sample(torch.tensor([[0.0, 9.0, 0.0]]), torch.tensor([0.5], dtype=torch.float64), temperature=0.0)
-        tensor([1])
+        >>> import llm
+        >>> model = llm.GPT(llm.GPTConfig(vocab_size=10, context_length=8, num_layers=1, num_heads=1, dim=8)).eval()
+        >>> reader = Reader(model)
+        >>> reader.read([[1, 2, 3]]).shape, reader.read_next([4]).shape, reader.rows
+        (torch.Size([1, 10]), torch.Size([1, 10]), [[1, 2, 3, 4]])
     """
-    logits = logits.double()   # the smallest temperatures would overflow float32
-    if logits.isnan().any():
-        raise ValueError("the model's logits hold NaN; use --precision fp32, or another checkpoint")
-    if banned is not None and len(banned):
-        logits = logits.index_fill(-1, banned, float("-inf"))
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
-    if top_k:
-        weakest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]   # (B, 1)
-        logits = logits.masked_fill(logits < weakest, float("-inf"))
-    if top_p is not None and top_p < 1:
-        sorted_logits, order = logits.sort(descending=True)
-        probabilities = sorted_logits.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities   # what the likelier tokens hold already
-        is_out = before >= top_p
-        is_out[:, 0] = False
-        logits = logits.masked_fill(is_out.scatter(-1, order, is_out), float("-inf"))
-    cumulative = logits.softmax(-1).cumsum(-1)   # (B, V)
-    total = cumulative[:, -1:]
-    marks = (uniforms[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))   # rounding may reach the end
-    return torch.searchsorted(cumulative, marks, right=True)[:, 0]   # right: never a token without probability
+
+    def __init__(self, model: Decoder):
+        self.model = model
+        self.rows: list[list[int]] = []
+        self.cache: KVCache | None = None
+
+    @torch.inference_mode()
+    def read(self, rows: Sequence[Sequence[int]], *, room: int = 0) -> Tensor:
+        """Read rows of any length up to the context; what they share with the rows read before is kept.
+
+        Args:
+            rows: lists of ids, each with at least one.
+            room: how many ids each row will probably grow by.
+
+        Returns:
+            (B, V) logits behind the last id of each row.
+        """
+        unique = list(dict.fromkeys(map(tuple, rows)))
+        start = 0
+        if len(unique) == len(self.rows):
+            start = min(_shared(old, new) for old, new in zip(self.rows, unique, strict=True))
+        longest, shortest = max(map(len, unique)), min(map(len, unique))
+        config, cache = self.model.config, self.cache
+        self.rows, self.cache = [], None   # an interrupted reading is void
+        start = cache.rewind(start) if cache is not None and start else 0
+        if cache is None or not start:
+            size = longest + room
+            if config.window is not None:   # twice the window, so that columns are moved once in a window's length
+                size = min(size, longest - shortest + 2 * config.window)
+            cache = self.model.new_cache(len(unique), min(size, config.context_length))
+        logits = self._read_behind(start, unique, cache)
+        self.rows, self.cache = list(map(list, unique)), cache
+        if len(unique) < len(rows):
+            places = {row: place for place, row in enumerate(unique)}
+            copies = [places[tuple(row)] for row in rows]
+            self.keep(copies)
+            logits = logits[copies]
+        return logits
+
+    @torch.inference_mode()
+    def read_next(self, ids: Sequence[int]) -> Tensor:
+        """Read one more id of each row; (B, V) logits behind it."""
+        assert self.cache is not None, "read something first"
+        device = self.model.head_weight.device
+        places = [len(row) for row in self.rows]
+        first, last = min(places), max(places)
+        rows, self.rows = self.rows, []   # until it is done
+        self.cache.length = last   # rows of equal length go on together; else each writes at its own place
+        self.cache.make_room(1, oldest=first)
+        positions = None if first == last else torch.tensor(places, device=device)[:, None]   # (B, 1)
+        logits = self.model(torch.tensor(ids, device=device)[:, None], positions=positions, cache=self.cache).logits
+        for row, token in zip(rows, ids, strict=True):
+            row.append(token)
+        self.rows = rows
+        return logits[:, 0]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with the rows at these places, in this order; a row may come several times, or not at all."""
+        assert self.cache is not None, "read something first"
+        rows, self.rows = self.rows, []
+        self.cache.take(torch.tensor(places, device=self.model.head_weight.device))
+        self.rows = [list(rows[place]) for place in places]
+
+    def _read_behind(self, start: int, rows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+        """Read what stands at `start` and behind it, piece by piece."""
+        device, window = self.model.head_weight.device, self.model.config.window
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        size = max(1, READ_TOKENS // len(rows))
+        size = size if window is None else min(size, window)
+        logits: Tensor | None = None
+        for begin in range(start, int(lengths.max()), size):
+            pieces = [row[begin : begin + size] for row in rows]
+            ids = torch.zeros(len(rows), max(map(len, pieces)), dtype=torch.int64)
+            for place, piece in enumerate(pieces):
+                ids[place, : len(piece)] = torch.tensor(piece)   # padded on the right: see `llm/nn/cache.py`
+            cache.make_room(ids.shape[1], oldest=min(begin, int(lengths.min())))
+            last = (lengths - 1 - begin).clamp(0, ids.shape[1] - 1)
+            found = self.model(ids.to(device), cache=cache, logits_at=last).logits[:, 0]   # (B, V)
+            logits = found if logits is None else torch.where(lengths[:, None] > begin, found, logits)
+        assert logits is not None, "a row has at least one id"
+        return logits
 
 
-def _prefill(model: Decoder, windows: list[list[int]], cache: KVCache) -> Tensor:
-    """Read whole rows at once; logits (B, V) behind the last token of each."""
-    lengths = [len(window) for window in windows]
-    device = model.head_weight.device
-    ids = torch.zeros(len(windows), max(lengths), dtype=torch.int64)
-    for row, window in enumerate(windows):
-        ids[row, : len(window)] = torch.tensor(window)   # padded on the right: see `llm/nn/cache.py`
-    last = torch.tensor(lengths, device=device) - 1
-    logits = model(ids.to(device), cache=cache, logits_at=last).logits
-    assert logits is not None
-    return logits[:, 0]
+class _History:
+    """Which ids each row holds and how often it has written each: what the penalties ask."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device):
+        self.rows = [list(prompt) for prompt in prompts]
+        self.counts = torch.zeros(len(prompts), vocab_size, device=device)
+        self.is_seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
+        for place, prompt in enumerate(prompts):
+            self.is_seen[place, torch.tensor(prompt, device=device)] = True
+
+    def append(self, ids: Tensor) -> None:
+        for row, token in zip(self.rows, ids.tolist(), strict=True):
+            row.append(token)
+        places = torch.arange(len(ids), device=ids.device)
+        self.counts[places, ids] += 1
+        self.is_seen[places, ids] = True
+
+    def keep(self, places: Sequence[int]) -> None:
+        self.rows = [self.rows[place] for place in places]
+        self.counts, self.is_seen = self.counts[places], self.is_seen[places]
+
+    def penalise(self, logits: Tensor, rules: Sampling) -> Tensor:
+        if rules.repetition_penalty != 1:
+            logits = penalise_repetition(logits, self.is_seen, rules.repetition_penalty)
+        if rules.presence_penalty or rules.frequency_penalty:
+            logits = penalise_counts(logits, self.counts, presence=rules.presence_penalty,
+                                     frequency=rules.frequency_penalty)
+        if rules.no_repeat_ngram:
+            logits = logits.clone()
+            for place, row in enumerate(self.rows):
+                logits[place, ngram_enders(row, rules.no_repeat_ngram)] = float("-inf")
+        return logits
 
 
-def _decode(model: Decoder, windows: list[list[int]], cache: KVCache) -> Tensor:
-    """Read the last token of each row; logits (B, V) behind it."""
-    device = model.head_weight.device
-    ids = torch.tensor([[window[-1]] for window in windows], device=device)   # (B, 1)
-    places = [len(window) - 1 for window in windows]
-    cache.length = max(places)   # rows of equal length go on together; else each writes at its own place
-    positions = None if min(places) == max(places) else torch.tensor(places, device=device)[:, None]
-    logits = model(ids, positions=positions, cache=cache).logits
-    assert logits is not None
-    return logits[:, 0]
+def _shared(old: Sequence[int], new: Sequence[int]) -> int:
+    """How many ids two rows have in common at their beginning; at least one of the new row is left to read."""
+    most = min(len(old), len(new) - 1)
+    return next((place for place in range(most) if old[place] != new[place]), most)
 
 
 def _uniforms(prompts: Sequence[Sequence[int]], seed: int, count: int) -> np.ndarray:
@@ -203,8 +305,7 @@ def _uniforms(prompts: Sequence[Sequence[int]], seed: int, count: int) -> np.nda
     return np.stack(streams)
 
 
-def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float,
-           top_k: int | None, top_p: float | None) -> None:
+def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int) -> None:
     if not len(prompts):
         raise ValueError("there are no prompts")
     if model.training and any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules()):
@@ -217,9 +318,5 @@ def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int
             raise ValueError(f"prompt {number} holds an id outside the vocabulary of {vocab_size}")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 0")
-    if not temperature >= 0:
-        raise ValueError(f"temperature={temperature} must be at least 0; 0 takes the likeliest token")
-    if top_k is not None and top_k < 0:
-        raise ValueError(f"top_k={top_k} must be at least 0; 0 means all")
-    if top_p is not None and not 0 <= top_p <= 1:
-        raise ValueError(f"top_p={top_p} must lie between 0 and 1; 1 means all")
+    if seed < 0:
+        raise ValueError(f"seed={seed} must be at least 0")

@@ -18,6 +18,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = {
     "parallel": 0,
     "config": 1, "runtime": 1, "losses": 1, "nn": 1, "tokenizers": 1,
+    "sampling": 1,
     "models": 2, "data": 2, "objectives": 2,
     "interop": 3, "generation": 3,
     "checkpoint": 4, "evaluate": 4,

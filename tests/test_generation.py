@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import llm
-from llm.generation import generate, generate_steps, sample
+from llm.generation import generate, generate_steps
 from llm.models.build import build_model
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
@@ -20,10 +20,6 @@ RAGGED = [[5], [17, 3, 40], [9, 8, 7, 6, 5, 4, 3, 2, 1]]   # lengths 1, 3, 9
 
 def alone(model: Decoder, prompts: list[list[int]], **settings: Any) -> list[list[int]]:
     return [generate(model, [prompt], **settings)[0] for prompt in prompts]
-
-
-def uniforms(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("count", [1, 12, 60])
@@ -111,41 +107,10 @@ def test_banned_ids_are_never_sampled_even_where_they_are_the_likeliest(tiny_mod
         assert not greedy & {token for row in rows for token in row}
 
 
-def test_a_last_id_without_probability_is_not_reached_by_rounding() -> None:
-    logits = torch.tensor([[1.0, 2.0, 3.0]])
-    almost_one = uniforms(float(np.nextafter(1.0, 0.0)))
-    assert sample(logits, almost_one, temperature=1.0, banned=torch.tensor([2])).tolist() == [1]
-    assert sample(logits, uniforms(0.0), temperature=1.0, banned=torch.tensor([0])).tolist() == [1]
-
-
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1e-300}, {"top_k": 1}, {"top_p": 0.0}])
-def test_what_leaves_one_choice_takes_the_likeliest(settings: dict[str, float]) -> None:
-    logits = 5 * torch.randn(64, 61, generator=torch.Generator().manual_seed(1))
-    random = torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(sample(logits, random, **{"temperature": 1.0, **settings}), logits.argmax(-1))   # type: ignore
-
-
 @pytest.mark.parametrize("settings", [{"top_k": 0}, {"top_k": 61}, {"top_k": 1000}, {"top_p": 1.0}, {"top_k": None}])
 def test_what_excludes_nothing_changes_nothing(tiny_model: Decoder, settings: dict[str, Any]) -> None:
     plain = generate(tiny_model, RAGGED, max_new_tokens=10)
     assert generate(tiny_model, RAGGED, max_new_tokens=10, **settings) == plain
-
-
-@pytest.mark.parametrize(("settings", "allowed"), [
-    ({}, [0.4, 0.3, 0.2, 0.1]), ({"banned": torch.tensor([0])}, [0, 3 / 6, 2 / 6, 1 / 6]),
-    ({"top_k": 2}, [4 / 7, 3 / 7, 0, 0]), ({"top_k": 3, "top_p": 0.5}, [4 / 7, 3 / 7, 0, 0]),
-    ({"top_p": 0.65}, [4 / 7, 3 / 7, 0, 0]), ({"top_p": 0.75}, [4 / 9, 3 / 9, 2 / 9, 0]),
-    ({"temperature": 0.5}, [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
-])
-def test_frequencies_are_those_of_the_softmax(settings: dict[str, Any], allowed: list[float]) -> None:
-    count = 20_000
-    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(count, 4) + 3.0
-    random = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    found = torch.bincount(sample(logits, random, **{"temperature": 1.0, **settings}), minlength=4)
-    expected = count * torch.tensor(allowed)
-    assert not found[expected == 0].any()
-    parts = (found - expected)[expected > 0] ** 2 / expected[expected > 0]
-    assert parts.sum() < 16.3   # chi-square with 3 degrees of freedom exceeds it once in a thousand; the seed is fixed
 
 
 def test_random_numbers_of_rows_and_steps_are_uniform_and_independent() -> None:
@@ -167,6 +132,7 @@ def test_nothing_to_write_is_nothing(tiny_model: Decoder) -> None:
     ([[1]], {"temperature": -0.1}, "temperature=-0.1"),
     ([[1]], {"temperature": float("nan")}, "temperature=nan"), ([[1]], {"top_k": -1}, "top_k=-1"),
     ([[1]], {"top_p": 1.5}, "top_p=1.5"), ([[1]], {"max_new_tokens": -1}, "max_new_tokens=-1"),
+    ([[1]], {"seed": -1}, "seed=-1"),
 ])
 def test_what_makes_no_sense_is_named(prompts: list[list[int]], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -211,3 +177,61 @@ def test_greedy_text_is_that_of_transformers(family: str, tmp_path: Path) -> Non
 def test_a_context_of_one_token_still_writes() -> None:
     config: ModelConfig = llm.GPTConfig(vocab_size=61, context_length=1, num_layers=1, num_heads=1, dim=8)
     assert len(generate(random_model(config), [[1, 2, 3]], max_new_tokens=5)[0]) == 5
+
+
+def test_log_probs_are_those_of_the_model_itself(tiny_model: Decoder) -> None:
+    """Whatever rules the sampling has."""
+    rows: list[list[int]] = [list(prompt) for prompt in RAGGED]
+    end = generate(tiny_model, RAGGED, max_new_tokens=8, seed=4, top_k=9)[0][2]
+    for step in generate_steps(tiny_model, RAGGED, max_new_tokens=8, seed=4, top_k=9, eos_id=end, log_probs=True):
+        for row, token, found in zip(rows, step.ids, step.log_probs, strict=True):
+            assert (token is None) == (found is None)
+            if token is not None:
+                expected = tiny_model(torch.tensor([row])).logits[0, -1].log_softmax(-1)[token]
+                assert found == pytest.approx(expected.item(), abs=1e-4)
+                row.append(token)
+    assert not next(generate_steps(tiny_model, RAGGED, max_new_tokens=1)).log_probs
+
+
+def test_any_of_several_ends_and_a_stop_rule_end_a_row(tiny_model: Decoder) -> None:
+    free = generate(tiny_model, RAGGED, max_new_tokens=20, seed=2)
+    ends = {free[0][4], free[1][9]}
+    expected = [row[: next((i for i, token in enumerate(row) if token in ends), 19) + 1] for row in free]
+    assert generate(tiny_model, RAGGED, max_new_tokens=20, seed=2, eos_id=sorted(ends)) == expected
+    assert generate(tiny_model, RAGGED, max_new_tokens=20, seed=2, stop=lambda ids: ids[-1] in ends) == expected
+
+
+@pytest.mark.parametrize("settings", [
+    {"repetition_penalty": 1.5}, {"no_repeat_ngram": 2}, {"repetition_penalty": 1.2, "no_repeat_ngram": 3},
+])
+def test_with_penalties_greedy_text_is_that_of_transformers(settings: dict[str, Any], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = random_model(TINY["qwen3"])
+    llm.save(ours, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    renamed = {{"no_repeat_ngram": "no_repeat_ngram_size"}.get(name, name): value for name, value in settings.items()}
+    prompts = [RAGGED[1], RAGGED[2], [3, 3, 3, 3]]
+    expected = [
+        theirs.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=20,
+                        do_sample=False, pad_token_id=0, **renamed)[0, len(prompt):].tolist()
+        for prompt in prompts
+    ]
+    assert generate(ours, prompts, max_new_tokens=20, temperature=0.0, **settings) == expected
+    assert generate(ours, prompts, max_new_tokens=20, temperature=0.0) != expected
+
+
+@pytest.mark.parametrize("settings", [{"no_repeat_ngram": 1}, {"presence_penalty": 1000.0},
+                                      {"frequency_penalty": 1000.0}])
+def test_what_forbids_repeating_gives_only_new_ids_to_each_row(settings: dict[str, Any]) -> None:
+    """Also behind the end of a neighbour, and past the context."""
+    model = random_model(TINY["gpt"])
+    end = generate(model, RAGGED, max_new_tokens=40, **settings)[1][5]
+    rows = generate(model, RAGGED, max_new_tokens=40, eos_id=end, **settings)
+    assert rows == alone(model, RAGGED, max_new_tokens=40, eos_id=end, **settings)
+    assert all(len(set(row)) == len(row) for row in rows)
+    assert len({len(row) for row in rows}) > 1
+
+
+def test_when_no_id_is_left_it_says_so() -> None:
+    with pytest.raises(ValueError, match="every token is excluded; ban fewer, or lower no_repeat_ngram"):
+        generate(random_model(TINY["gpt"]), [[1]], max_new_tokens=61, no_repeat_ngram=1)

@@ -138,19 +138,19 @@ class Decoder(nn.Module):
                              f"{tuple(input_ids.shape)}; give each position its next token, or IGNORE_INDEX")
         if reduction not in ("sum", "none"):
             raise ValueError(f"reduction={reduction!r} is not one of sum, none; for a mean divide the sum yourself")
-        cached = cache.length if cache is not None else 0
+        read, held, offset = (cache.length, cache.num_held, cache.offset) if cache is not None else (0, 0, 0)
         length = input_ids.shape[1]
-        if cached + length > self.config.context_length:
-            raise ValueError(f"{cached + length} tokens exceed the model's context_length of "
+        if read + length > self.config.context_length:
+            raise ValueError(f"{read + length} tokens exceed the model's context_length of "
                              f"{self.config.context_length}; shorten the text")
-        if cache is not None and cached + length > cache.max_length:
-            raise ValueError(f"{cached + length} tokens exceed the cache's max_length of {cache.max_length}")
+        if cache is not None and held + length > cache.max_length:
+            raise ValueError(f"{held + length} tokens exceed the cache's max_length of {cache.max_length}")
 
-        slots = positions if cache is not None else None   # with a cache, a token's slot is its position
-        plan = plan_attention(length, cached=cached, slots=slots, segment_ids=segment_ids, window=self.config.window,
+        slots = positions - offset if positions is not None and cache is not None else None
+        plan = plan_attention(length, cached=held, slots=slots, segment_ids=segment_ids, window=self.config.window,
                               device=input_ids.device)
         if positions is None:
-            positions = plan.slots
+            positions = plan.slots + offset if offset else plan.slots
         rope = self.rotary(positions)
         hidden = self.dropout(self.embed_tokens(input_ids, positions))   # (B, T, C)
         for layer, block in enumerate(self.blocks):
@@ -184,5 +184,6 @@ class Decoder(nn.Module):
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         return KVCache(
             num_layers=self.config.num_layers, batch_size=batch_size, num_kv_heads=self.config.kv_heads,
-            max_length=max_length, head_dim=self.config.head_width, dtype=dtype, device=weight.device,
+            max_length=max_length, head_dim=self.config.head_width, window=self.config.window, dtype=dtype,
+            device=weight.device,
         )

@@ -21,13 +21,14 @@ from llm.nn.rope import apply_rope
 class AttentionPlan(NamedTuple):
     """Who may look at whom in one forward pass, the same for every layer.
 
-    Keys stand in slots 0 .. num_keys - 1: without a cache, slot = place in the row; with one, slot = position.
+    Keys stand in slots first_key .. num_keys - 1: without a cache, slot = place in the row; with one, see `cache.py`.
     A query sees the slots up to its own, and among them only those of its own segment and of its window.
     """
 
     slots: Tensor                # (B or 1, T) int64, the slot of each query's own key
     start: int | None            # first slot when every row uses the same T neighbours, else None
-    num_keys: int                # S
+    first_key: int               # the first slot that any query sees; above 0 for one more token behind a window
+    num_keys: int                # slots in use; S = num_keys - first_key
     segment_ids: Tensor | None   # (B, T) int64, packed documents; never together with a cache
     window: int | None           # a query sees its own slot and the window - 1 before it; None: all before it
     mask: Tensor | None          # (B or 1, 1, T, S) bool, True = visible; for `fused_attention`, which explains None
@@ -79,15 +80,16 @@ def plan_attention(
     is_plain = start is not None and (cached == 0 or num_queries == 1)   # causal from slot 0, or one query for all
     if slots is None:
         slots = torch.arange(cached, num_keys, device=device)[None]   # (1, T)
-    if is_plain and segment_ids is None and (window is None or num_keys <= window):
-        return AttentionPlan(slots, start, num_keys, segment_ids, window, mask=None)
+    if is_plain and segment_ids is None and (window is None or num_keys <= window or num_queries == 1):
+        first_key = 0 if window is None else max(0, num_keys - window)
+        return AttentionPlan(slots, start, first_key, num_keys, segment_ids, window, mask=None)
     distance = slots[:, :, None] - torch.arange(num_keys, device=device)   # (B or 1, T, S), negative for later keys
     mask = distance >= 0
     if window is not None:
         mask = mask & (distance < window)
     if segment_ids is not None:
         mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    return AttentionPlan(slots, start, num_keys, segment_ids, window, mask[:, None])   # (B or 1, 1, T, S)
+    return AttentionPlan(slots, start, 0, num_keys, segment_ids, window, mask[:, None])   # (B or 1, 1, T, S)
 
 
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
@@ -104,7 +106,7 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Ten
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)   # (B, H, S, D)
     v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)   # (B, H, S, D)
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5   # (B, H, T, S)
-    key_slot = torch.arange(k.shape[2], device=q.device)
+    key_slot = torch.arange(plan.first_key, plan.num_keys, device=q.device)
     hidden = key_slot[None, None, None, :] > plan.slots[:, None, :, None]
     if plan.window is not None:
         hidden = hidden | (key_slot[None, None, None, :] <= plan.slots[:, None, :, None] - plan.window)
@@ -128,6 +130,9 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Ten
     Paper: Dao et al. 2022, arXiv:2205.14135.
     """
     num_queries = q.shape[2]
+    if num_queries == 1 and q.shape[1] != k.shape[1]:   # a group's heads as its queries: no key is copied for them
+        grouped = q.unflatten(1, (k.shape[1], -1)).squeeze(3)   # (B, G, H / G, D)
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=plan.mask).flatten(1, 2).unsqueeze(2)
     is_causal = plan.mask is None and num_queries > 1
     assert not is_causal or num_queries == k.shape[2], "a plan without a mask is for T = S or T = 1"
     return F.scaled_dot_product_attention(
@@ -213,6 +218,7 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
-            k, v = cache.write(k, v, slots=plan.slots, start=plan.start, num_keys=plan.num_keys)   # (B, G, S, D)
+            k, v = cache.write(k, v, slots=plan.slots, start=plan.start, first_key=plan.first_key,
+                               num_keys=plan.num_keys)   # (B, G, S, D)
         mixed = self.attend(q, k, v, plan)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))   # (B, T, C)

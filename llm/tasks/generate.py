@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from llm.config import load
 from llm.tasks import entry
@@ -71,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"{folder} has no tokenizer.json; text cannot be turned into its ids")
     print(f"{folder}", file=sys.stderr)
     prompts = [start_ids(tokenizer, config.prompt)] * config.num_samples
-    settings = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_k": config.top_k,
-                "top_p": config.top_p, "seed": config.seed, "eos_id": tokenizer.eos_id,
-                "unused_ids": unused_ids(tokenizer, model)}
+    settings: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_k": config.top_k,
+        "top_p": config.top_p, "seed": config.seed, "eos_id": tokenizer.eos_id,
+        "unused_ids": unused_ids(tokenizer, model),
+    }
     length, context = len(prompts[0]) + config.max_new_tokens, model.config.context_length
     if length > context:   # said here, since later it would stand in the middle of the text
         print(f"{length} tokens pass the model's context of {context}; each time the text goes on from its last "
@@ -81,13 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with world.autocast(), _without_warnings("llm.generation"):
         if config.num_samples == 1:
             print(config.prompt, end="", flush=True)
-            ids = (token for [token] in generate_steps(model, prompts, **settings)   # type: ignore[arg-type]
+            ids = (token for step in generate_steps(model, prompts, **settings) for token in step.ids
                    if token is not None and token != tokenizer.eos_id)
             for piece in tokenizer.stream(ids):
                 print(piece, end="", flush=True)
             print()
         else:
-            for number, row in enumerate(generate(model, prompts, **settings), start=1):   # type: ignore[arg-type]
+            for number, row in enumerate(generate(model, prompts, **settings), start=1):
                 text = tokenizer.decode(token for token in row if token != tokenizer.eos_id)
                 print(f"--- {number}\n{config.prompt}{text}")
     return 0
