@@ -8,8 +8,8 @@ whose; ids and mask are then built together from left to right, and nothing is e
                                                                  ~~~~~~~~~~~~~~  supervised: the answer and its end
 
 Text of a message never becomes a control token. The ids are those of transformers' apply_chat_template for the same
-text, with one difference that is meant: an answer is encoded as the model will write it, behind the prompt, and not together with
-the line break that ends the prompt. Torch-free. Read next: `llm/conversation.py`.
+text, with one difference that is meant: an answer is encoded as the model will write it, behind the prompt, and not
+together with the line break that ends the prompt. Torch-free. Read next: `llm/conversation.py`.
 """
 
 import datetime
