@@ -24,7 +24,6 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from llm.config import did_you_mean
 from llm.tokenizers.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -112,7 +111,7 @@ def find_template(tokenizer: Tokenizer, template: str | None = None) -> Template
     found = TEMPLATES.get(text) or ours.get(text)
     if found is None:
         if "{" not in text:
-            raise ValueError(f"template={text!r} is neither Jinja text nor a name; {did_you_mean(text, TEMPLATES)}")
+            raise ValueError(f"template={text!r} is neither Jinja text nor one of {', '.join(TEMPLATES)}")
         return Template(text)
     if missing := [token for token in found.control_tokens if token not in tokenizer.special_tokens]:
         raise ValueError(f"the vocabulary lacks {' and '.join(missing)}, which the template needs; choose another "
@@ -127,7 +126,7 @@ def render(
     *,
     add_generation_prompt: bool = False,
 ) -> Rendered:
-    """The ids of a conversation, and which of them are supervised.
+    r"""The ids of a conversation, and which of them are supervised.
 
     Supervised is what the assistant says, each time with the control token that ends it, or what `"train": true` says
     otherwise; `"train": false` takes an answer out.
@@ -170,18 +169,19 @@ def render(
 
 
 def show_mask(rendered: Rendered, tokenizer: Tokenizer) -> str:
-    """Each token on a line, those that are supervised behind a `+`: for looking at what a model will learn.
+    r"""Each token on a line, those that are supervised behind a `+`: for looking at what a model will learn.
 
     Example:
         >>> tokenizer = Tokenizer.byte_level()
         >>> turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-        >>> print(show_mask(render(turns, tokenizer), tokenizer)[-56:])
-          '\n'
-        + 'H'
-        + 'o'
-        + <|endoftext|>
-          '\n'
-          '\n'
+        >>> for line in show_mask(render(turns, tokenizer), tokenizer).splitlines()[-6:]:
+        ...     print("|", line)
+        |   '\n'
+        | + 'H'
+        | + 'o'
+        | + <|endoftext|>
+        |   '\n'
+        |   '\n'
     """
     return "\n".join(f"{'+' if is_supervised else ' '} {tokenizer.readable(token)}"
                      for token, is_supervised in zip(*rendered, strict=True))
@@ -190,7 +190,7 @@ def show_mask(rendered: Rendered, tokenizer: Tokenizer) -> str:
 def _check(message: Message, number: int) -> None:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise ValueError(f"message {number}: role={role!r}; {did_you_mean(str(role), ROLES)}")
+        raise ValueError(f"message {number}: role={role!r} is not one of {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ValueError(f"message {number}: its content is a {type(content).__name__}, not text")
     if held := {MARK, ANSWER, END} & set(content):

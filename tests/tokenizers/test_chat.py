@@ -185,10 +185,10 @@ def test_a_template_that_cuts_an_answer_can_chat_but_not_learn(tokenizer: llm.To
 @pytest.mark.parametrize(("messages", "template", "message"), [
     ([HELLO], "chatml", "nothing in this conversation is supervised"),
     ([HELLO, {**TEA, "train": False}], "chatml", "nothing in this conversation is supervised"),
-    ([{"role": "asistant", "content": "x"}], "chatml", "message 0: role='asistant'; did you mean 'assistant'"),
+    ([{"role": "asistant", "content": "x"}], "chatml", "message 0: role='asistant' is not one of system, user, assistant, tool"),
     ([HELLO, {"role": "assistant"}], "chatml", "message 1: its content is a NoneType, not text"),
     ([HELLO, {"role": "assistant", "content": "a\ufdd1"}], "chatml", "message 1 holds U\\+FDD1, which is no character"),
-    ([HELLO, TEA], "chatlm", "template='chatlm' is neither Jinja text nor a name; did you mean 'chatml'"),
+    ([HELLO, TEA], "chatlm", "template='chatlm' is neither Jinja text nor one of chatml, alpaca, plain"),
     ([HELLO, TEA], "{{ raise_exception('no system, please') }}", "refuses this conversation: no system, please"),
     ([HELLO, TEA], "{{ messages.nothing.at_all }}", "the chat template refuses this conversation"),
     ([HELLO, TEA], "{% for m in messages %}", "the chat template refuses this conversation"),
