@@ -185,7 +185,7 @@ def test_a_template_that_cuts_an_answer_can_chat_but_not_learn(tokenizer: llm.To
 @pytest.mark.parametrize(("messages", "template", "message"), [
     ([HELLO], "chatml", "nothing in this conversation is supervised"),
     ([HELLO, {**TEA, "train": False}], "chatml", "nothing in this conversation is supervised"),
-    ([{"role": "asistant", "content": "x"}], "chatml", "message 0: role='asistant' is not one of system, user, assistant, tool"),
+    ([{"role": "asistant", "content": "x"}], "chatml", "message 0: role='asistant' is not one of system, user"),
     ([HELLO, {"role": "assistant"}], "chatml", "message 1: its content is a NoneType, not text"),
     ([HELLO, {"role": "assistant", "content": "a\ufdd1"}], "chatml", "message 1 holds U\\+FDD1, which is no character"),
     ([HELLO, TEA], "chatlm", "template='chatlm' is neither Jinja text nor one of chatml, alpaca, plain"),
