@@ -83,6 +83,31 @@ def load(
     return tyro.cli(config_class, prog=prog, args=argv, default=default, config=options)
 
 
+def load_command(
+    commands: Mapping[str, type[Config]],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    choose_model: Callable[[str], Mapping[str, Any]] | None = None,
+) -> Config:
+    """Read the settings of a task with several commands, whose name is the first word.
+
+    Args:
+        commands: the name of each command to the dataclass of its settings.
+        argv, prog, choose_model: as in `load`; the model is chosen for commands with a field `model`.
+
+    Returns:
+        The settings; their class says which command it is. A missing or unknown command or `--help` ends the process.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in commands:
+        tyro.extras.subcommand_cli_from_dict(dict(commands), prog=prog, args=argv)   # says what there is, and ends
+        raise AssertionError("tyro accepted an unknown command")
+    config_class = commands[argv[0]]
+    has_model = any(field.name == "model" for field in dataclasses.fields(config_class))
+    return load(config_class, argv[1:], prog=f"{prog} {argv[0]}", choose_model=choose_model if has_model else None)
+
+
 def merge(config: Config, table: Mapping[str, Any], *, where: str) -> Config:
     """A copy of `config` with the values of a TOML table in it.
 

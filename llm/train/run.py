@@ -30,13 +30,23 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Where the run is kept and who is told of it."""
+class FolderConfig:
+    """Where a run is kept."""
 
     name: str | None = None
     """A word for the folder's name."""
     out: str | None = None
     """The run folder itself; default: logs/TASK/TIME_NAME."""
+
+    def __post_init__(self) -> None:
+        if self.name and set(self.name) & {"/", "\\"}:
+            raise ValueError(f"--name {self.name} is a part of the folder's name and no path; use --out for a path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(FolderConfig):
+    """Where a run is kept, whether it goes on with an earlier one, and who is told of it."""
+
     resume: str | None = None
     """Go on with this run folder, or with the latest one: its own settings, its own data order."""
     tensorboard: bool = False
@@ -45,11 +55,10 @@ class RunConfig:
     """Also report to Weights & Biases (extra `track`)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.out and self.resume:
             raise ValueError(f"--out {self.out} and --resume {self.resume} exclude each other; a resumed run stays in "
                              "its folder")
-        if self.name and set(self.name) & {"/", "\\"}:
-            raise ValueError(f"--name {self.name} is a part of the folder's name and no path; use --out for a path")
 
 
 def find_run(task: str, name: str) -> Path:
@@ -69,7 +78,7 @@ def find_run(task: str, name: str) -> Path:
 
 
 @contextmanager
-def open_run(task: str, config: RunConfig) -> Iterator[Path]:
+def open_run(task: str, config: FolderConfig) -> Iterator[Path]:
     """Make the run folder, or go back to it; meanwhile everything logged goes to the console and to train.log.
 
     It becomes a run with `keep_settings`. If what was asked for turns out impossible before that, a folder made here
@@ -85,7 +94,8 @@ def open_run(task: str, config: RunConfig) -> Iterator[Path]:
     Raises:
         ValueError: if the folder holds another run.
     """
-    folder, is_new = (find_run(task, config.resume), False) if config.resume else _new_folder(task, config)
+    resume = config.resume if isinstance(config, RunConfig) else None
+    folder, is_new = (find_run(task, resume), False) if resume else _new_folder(task, config)
     try:
         with _logging_to(folder / "train.log"):
             try:
@@ -104,10 +114,11 @@ def keep_settings(folder: Path, settings: Any) -> None:
 
     Args:
         folder: the run folder.
-        settings: the dataclass of all settings, with a RunConfig as its field `run`.
+        settings: the dataclass of all settings, with a FolderConfig as its field `run`.
     """
     # where the run stands is not a setting: run.toml must serve as the --config of another run
-    kept = replace(settings, run=replace(settings.run, out=None, resume=None))
+    run = replace(settings.run, out=None)
+    kept = replace(settings, run=replace(run, resume=None) if isinstance(run, RunConfig) else run)
     _write_whole(folder / "run.toml", write_toml(kept))   # a resumed run that is killed here keeps its settings
 
 
@@ -145,12 +156,13 @@ def record_environment(folder: Path, *, hashes: Mapping[str, str | None]) -> Non
     _write_whole(path, json.dumps(table, indent=2) + "\n")
 
 
-def _new_folder(task: str, config: RunConfig) -> tuple[Path, bool]:
+def _new_folder(task: str, config: FolderConfig) -> tuple[Path, bool]:
     """The folder of a new run, and whether it was made here."""
     if config.out:
         folder = Path(config.out)
         if any((folder / name).exists() for name in ("run.toml", "metrics.jsonl", "checkpoints")):
-            raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --out")
+            remedy = f"go on with --resume {folder}, or " if isinstance(config, RunConfig) else ""
+            raise ValueError(f"{folder} holds a run already; {remedy}choose another --out")
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         return folder, is_new

@@ -138,7 +138,7 @@ class Trainer:
             self._check_folder_is_new()
             torch.manual_seed(self.config.seed)   # dropout; a resumed run has its own state already
         if self.config.compile:
-            compile_blocks(self.model, lambda: self._try_forward())
+            self.compile()
         self.model.train()
         started = time.perf_counter() - self.state.wall_s
         own = self._folder_loggers()
@@ -203,6 +203,16 @@ class Trainer:
             "elapsed_s": round(state.elapsed_s, 3), "tokens_per_second": round(num_tokens / seconds, 1),
         }
         return row if is_usable else self._skip(row, weight, loss_sum, norm)
+
+    def compile(self) -> None:
+        """Compile the model's blocks, or go on without, with a warning; tried on a batch, which trains nothing."""
+        def try_out() -> None:
+            batch = self.loader.step(self.state.epoch, self.state.place)[0].batch
+            with self.world.autocast():
+                self.objective(self.model, self.world.to_device(batch)).loss_sum.backward()
+            self.model.zero_grad(set_to_none=True)
+
+        compile_blocks(self.model, try_out)
 
     def validate(self, started: float | None = None) -> bool:
         """Evaluate, tell the loggers; returns whether the loss is the best so far. NaN never is."""
@@ -350,12 +360,6 @@ class Trainer:
 
     def _eval_batch_size(self) -> int:
         return max(1, self.config.batch_size // self.config.accumulate)
-
-    def _try_forward(self) -> None:
-        batch = self.loader.step(self.state.epoch, self.state.place)[0].batch
-        with self.world.autocast():
-            self.objective(self.model, self.world.to_device(batch)).loss_sum.backward()
-        self.model.zero_grad(set_to_none=True)
 
     def _log(self, row: dict[str, Any]) -> None:
         if self.world.is_main:

@@ -1,0 +1,169 @@
+"""What a fair time is: taken in turns, told as a median with its spread, held against the limits of the machine.
+
+Two programs timed one after the other tell more about what else the machine did meanwhile than about themselves.
+So they take turns, A B A B, in one process; each pair of neighbours gives a ratio, and the spread of these ratios
+says how far to trust that of the medians. Read next: `steps.py`.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm.runtime import DTYPES, Precision, has_fast_bf16
+
+Value = TypeVar("Value")
+
+MATRIX_SIZE = 2048              # large enough that the product, not the call, is timed
+STREAM_BYTES = 64 * 2**20       # larger than the caches that weights would have to themselves
+
+
+class Timing(NamedTuple):
+    """Seconds of the same thing, time and again."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle one: a machine that was busy for a while does not move it."""
+        return float(np.median(self.seconds))
+
+    @property
+    def middle_half(self) -> tuple[float, float]:
+        """The quartiles, between which half of the times lie."""
+        return _quartiles(self.seconds)
+
+
+class Ratio(NamedTuple):
+    """How many times as fast the first is as the second."""
+
+    median: float        # of the two medians
+    low: float           # quartiles of the ratios of neighbouring turns
+    high: float
+
+
+def take_turns(
+    programs: Mapping[str, Callable[[], object]], *, turns: int, warmup: int, device: torch.device
+) -> dict[str, Timing]:
+    """Time each program once a turn, in order.
+
+    Args:
+        programs: name to what is timed.
+        turns: how often each is timed, >= 1.
+        warmup: untimed turns before, in which kernels are chosen and memory is found.
+        device: whose unfinished work is waited for before a clock is read.
+
+    Example:
+        >>> times = take_turns({"a": lambda: None, "b": lambda: None}, turns=3, warmup=1, device=torch.device("cpu"))
+        >>> [(name, len(timing.seconds)) for name, timing in times.items()]
+        [('a', 3), ('b', 3)]
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(warmup + turns):
+        for name, program in programs.items():
+            synchronize(device)
+            started = time.perf_counter()
+            program()
+            synchronize(device)
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: Timing(tuple(times)) for name, times in seconds.items()}
+
+
+def speedup(ours: Timing, theirs: Timing) -> Ratio:
+    """How many times as fast as theirs ours is: above 1 is faster.
+
+    Args:
+        ours, theirs: of the same `take_turns`, so that equal places are neighbours.
+
+    Example:
+        >>> speedup(Timing((1.0, 1.0, 2.0)), Timing((2.0, 3.0, 4.0)))
+        Ratio(median=3.0, low=2.0, high=2.5)
+    """
+    pairs = [their / our for our, their in zip(ours.seconds, theirs.seconds, strict=True)]
+    return Ratio(theirs.median / ours.median, *_quartiles(pairs))
+
+
+def matmul_rate(device: torch.device, precision: Precision, *, products: int = 5) -> float:
+    """FLOP/s of square matrix products, the most that a training step can hope for; median of a few.
+
+    Raises:
+        ValueError: for a precision that is only emulated, which could take minutes.
+    """
+    refuse_emulated(device, precision)
+    left, right = (_noise(MATRIX_SIZE, MATRIX_SIZE, device, precision) for _ in range(2))
+    timing = take_turns({"product": lambda: left @ right}, turns=products, warmup=1, device=device)["product"]
+    return 2 * MATRIX_SIZE**3 / timing.median
+
+
+def stream_rate(device: torch.device, precision: Precision, *, products: int = 9) -> float:
+    """Bytes/s of weights in a matrix-vector product, the most that writing token by token can hope for.
+
+    Raises:
+        ValueError: for a precision that is only emulated.
+    """
+    refuse_emulated(device, precision)
+    width = 4096
+    matrix = _noise(STREAM_BYTES // DTYPES[precision].itemsize // width, width, device, precision)
+    vector = _noise(1, width, device, precision)
+    timing = take_turns({"product": lambda: torch.nn.functional.linear(vector, matrix)}, turns=products, warmup=2,
+                        device=device)["product"]
+    return matrix.numel() * matrix.element_size() / timing.median
+
+
+def refuse_emulated(device: torch.device, precision: Precision) -> None:
+    """ValueError for a precision whose matrix products the device only emulates."""
+    if is_emulated(device, precision):
+        raise ValueError(f"{precision} matrix products are only emulated on this {device.type}, up to hundreds of "
+                         "times slower than fp32; measure --precision fp32")
+
+
+def is_emulated(device: torch.device, precision: Precision) -> bool:
+    """Whether the device has no matrix products of this precision: fp16 on every CPU, bf16 on those without it."""
+    if precision == "fp16":
+        return device.type == "cpu"
+    return precision == "bf16" and device.type != "mps" and not has_fast_bf16(device.type)
+
+
+def in_fresh_process(function: Callable[..., Value], *arguments: object) -> Value:
+    """Call a function in a process of its own, where nothing was allocated before.
+
+    Args:
+        function: importable by name, as are its arguments and result by pickling.
+        arguments: its arguments.
+
+    Example:
+        >>> in_fresh_process(abs, -3)
+        3
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What the times belong to: the processor or card, and how many threads compute."""
+    name = (torch.cuda.get_device_name(device) if device.type == "cuda" else
+            torch.cpu.get_capabilities().get("cpu_name") or platform.processor())
+    return {"device": str(device), "name": name, "threads": torch.get_num_threads()}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was asked to do."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _noise(rows: int, columns: int, device: torch.device, precision: Precision) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows, columns, generator=generator).to(device, DTYPES[precision])
+
+
+def _quartiles(values: "list[float] | tuple[float, ...]") -> tuple[float, float]:
+    low, high = np.quantile(values, (0.25, 0.75))
+    return float(low), float(high)

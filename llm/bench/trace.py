@@ -1,0 +1,108 @@
+"""Where the time of a training step goes: torch's profiler, and its operators put into a few groups that people know.
+
+An operator that touches a tensor with the vocabulary as one of its dimensions belongs to the head and the loss, in
+the forward as in the backward, in any program; that tells them apart without a mark in the code that is measured.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from llm.bench.measure import take_turns
+
+MATRIX, ATTENTION, HEAD, OPTIMIZER = "matrix products", "attention", "head and loss", "clipping and optimizer"
+POINTWISE, CASTS, COMPILED, OTHER = "norms and elementwise", "copies and casts", "compiled kernels", "other operators"
+OUTSIDE = "outside operators"   # Python, and the profiler's own cost
+
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_addmm_activation", "aten::linear",
+            "aten::matmul", "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "aten::mkldnn_linear_backward"}
+COPIES = {"aten::copy_", "aten::_to_copy", "aten::to", "aten::contiguous", "aten::clone", "aten::cat", "aten::stack"}
+LOSS_WORDS = ("log_softmax", "nll_loss", "cross_entropy", "logsumexp")
+OPTIMIZER_WORDS = ("Optimizer.step", "Optimizer.zero_grad", "_foreach_", "linalg_vector_norm", "_fused_adam")
+POINTWISE_WORDS = ("norm", "gelu", "silu", "add", "mul", "sub", "div", "neg", "pow", "rsqrt", "sqrt", "square", "mean",
+                   "sum", "sigmoid", "tanh", "cos", "sin", "dropout", "bernoulli", "softmax", "where", "fill", "zero_")
+
+
+class Breakdown(NamedTuple):
+    """The seconds of one step."""
+
+    step: float                               # as long as it takes without the profiler
+    groups: dict[str, float]                  # under the profiler, longest first
+    operators: list[tuple[str, float, float]]   # name, calls, seconds of its own; longest first
+    profiler: profile                         # for `export_chrome_trace`
+
+
+def profile_step(step: Callable[[], object], *, steps: int, device: torch.device, vocab_size: int) -> Breakdown:
+    """Run a few steps under the profiler and group what they did.
+
+    Args:
+        step: takes one training step.
+        steps: how many; the result is their mean.
+        device: on CUDA the time of the kernels counts, else that of the operators.
+        vocab_size: V, by which the operators of the head are known; should not be another dimension of the model.
+    """
+    plain = take_turns({"step": step}, turns=steps, warmup=1, device=device)["step"].median
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities, record_shapes=True) as profiler:
+        whole = take_turns({"step": step}, turns=steps, warmup=0, device=device)["step"]
+    groups: dict[str, float] = defaultdict(float)
+    operators: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for event in profiler.events():
+        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total   # microseconds
+        if event.device_type != torch.autograd.DeviceType.CPU or not own:
+            continue
+        groups[group_of(event, vocab_size)] += own / 1e6 / steps
+        operators[event.name][0] += 1 / steps
+        operators[event.name][1] += own / 1e6 / steps
+    groups[OUTSIDE] = max(0.0, sum(whole.seconds) / steps - sum(groups.values()))
+    return Breakdown(
+        plain,
+        dict(sorted(groups.items(), key=lambda item: -item[1])),
+        sorted(((name, calls, seconds) for name, (calls, seconds) in operators.items()), key=lambda row: -row[2]),
+        profiler,
+    )
+
+
+def group_of(event: Any, vocab_size: int) -> str:
+    """The group that an operator's own time counts to.
+
+    Args:
+        event: a FunctionEvent of the profiler: `name`, `cpu_parent`, `input_shapes`.
+        vocab_size: V.
+    """
+    family = list(_with_ancestors(event))
+    names = [one.name for one in family]
+    if any(word in name for name in names for word in OPTIMIZER_WORDS):
+        return OPTIMIZER
+    if any(_touches(one.input_shapes, vocab_size) and "embedding" not in one.name for one in family):
+        return HEAD
+    if any(word in name for name in names for word in LOSS_WORDS):
+        return HEAD
+    if any("scaled_dot_product" in name or "flash_attention" in name for name in names):
+        return ATTENTION
+    name = event.name
+    if name in PRODUCTS:
+        return MATRIX
+    if name in COPIES:
+        return CASTS
+    if "ompile" in name:   # "Torch-Compiled Region", "CompiledFunction", "## Call CompiledFxGraph ##"
+        return COMPILED
+    if "embedding" not in name and any(word in name.removeprefix("aten::") for word in POINTWISE_WORDS):
+        return POINTWISE
+    return OTHER
+
+
+def _with_ancestors(event: Any) -> Iterator[Any]:
+    while event is not None:
+        yield event
+        event = event.cpu_parent
+
+
+def _touches(shapes: Any, size: int) -> bool:
+    """Whether one of the inputs has a dimension of this size."""
+    return any(isinstance(shape, list) and size in shape for shape in shapes or [])
+
+

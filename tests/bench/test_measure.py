@@ -1,0 +1,90 @@
+"""Laws of measuring: turns are fair, the arithmetic of times is right, a fresh process is fresh."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from llm.bench import measure
+from llm.bench.measure import Ratio, Timing, in_fresh_process, matmul_rate, speedup, stream_rate, take_turns
+from llm.bench.table import format_table
+from llm.runtime import peak_memory
+
+CPU = torch.device("cpu")
+
+
+def test_programs_take_turns_and_the_first_turns_do_not_count() -> None:
+    calls: list[str] = []
+    programs = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = take_turns(programs, turns=3, warmup=2, device=CPU)
+    assert calls == ["a", "b"] * 5
+    assert [len(timing.seconds) for timing in times.values()] == [3, 3]
+
+
+def test_a_time_is_that_of_its_own_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def takes(seconds: float) -> None:
+        clock[0] += seconds
+
+    times = take_turns({"a": lambda: takes(2.0), "b": lambda: takes(3.0)}, turns=2, warmup=1, device=CPU)
+    assert times == {"a": Timing((2.0, 2.0)), "b": Timing((3.0, 3.0))}
+
+
+def test_a_busy_moment_moves_neither_median_nor_middle_half() -> None:
+    calm, disturbed = Timing((1.0, 1.1, 1.2, 1.3, 1.4)), Timing((1.0, 1.1, 1.2, 1.3, 99.0))
+    assert calm.median == disturbed.median == 1.2
+    assert calm.middle_half == disturbed.middle_half == (1.1, 1.3)
+
+
+def test_the_ratio_is_of_the_medians_and_its_spread_of_the_pairs() -> None:
+    ours, theirs = Timing((1.0, 2.0, 4.0)), Timing((3.0, 4.0, 20.0))   # pairs: 3, 2, 5
+    assert speedup(ours, theirs) == Ratio(2.0, 2.5, 4.0)
+    assert speedup(ours, ours) == Ratio(1.0, 1.0, 1.0)
+    assert speedup(theirs, ours).median == 1 / speedup(ours, theirs).median
+
+
+def test_times_of_different_length_are_no_pairs() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        speedup(Timing((1.0,)), Timing((1.0, 2.0)))
+
+
+def test_rates_count_the_work_and_divide_by_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MATRIX_SIZE", 16)
+    monkeypatch.setattr(measure, "STREAM_BYTES", 2**16)
+    monkeypatch.setattr(measure, "take_turns", lambda programs, **_: {
+        name: Timing((program() is None or 0.5,)) for name, program in programs.items()})   # runs it: half a second
+    assert matmul_rate(CPU, "fp32") == 2 * 16**3 / 0.5
+    assert stream_rate(CPU, "fp32") == 2**16 / 0.5
+
+
+@pytest.mark.parametrize(("precision", "has_bf16", "expected"), [
+    ("fp32", False, False), ("fp16", True, True), ("bf16", False, True), ("bf16", True, False)])
+def test_what_a_cpu_only_emulates_is_refused(
+    precision: str, has_bf16: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "has_fast_bf16", lambda device_type: has_bf16)
+    assert measure.is_emulated(CPU, precision) == expected   # type: ignore[arg-type]
+    if expected:
+        for rate in (matmul_rate, stream_rate):
+            with pytest.raises(ValueError, match=f"{precision} matrix products are only emulated"):
+                rate(CPU, precision)   # type: ignore[arg-type]
+
+
+@pytest.mark.slow   # a process that imports torch
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of a process is told in another way")
+def test_a_fresh_process_begins_without_the_peak_of_its_parent() -> None:
+    large = np.ones(40_000_000)   # 320 MB
+    assert peak_memory(CPU) > large.nbytes
+    assert in_fresh_process(peak_memory_of, "cpu") < peak_memory(CPU) - large.nbytes / 2
+
+
+def peak_memory_of(device: str) -> int:
+    return peak_memory(torch.device(device))
+
+
+def test_a_column_is_as_wide_as_its_widest_cell() -> None:
+    lines = format_table([{"a": "long name", "b": "1"}, {"b": "1,000", "c": "x"}]).splitlines()
+    assert lines == ["a              b  c", "long name      1  -", "-          1,000  x"]
