@@ -25,12 +25,13 @@ class PlainLoop:
 
     Example:
         >>> from llm.runtime import start
-        >>> loop = PlainLoop(nn.Linear(1, 1), lambda model, batch: model(batch).square().mean(),
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.ones_(model.weight)
+        >>> loop = PlainLoop(model, lambda model, batch: model(batch).square().mean(),
         ...                  config=TrainConfig(lr=0.1), world=start(device="cpu", precision="fp32"))
         >>> batch = torch.ones(4, 1)
-        >>> first = loop.train_step(batch)
-        >>> loop.train_step(batch) < first
-        True
+        >>> loop.train_step(batch), loop.train_step(batch) < 1
+        (1.0, True)
     """
 
     def __init__(self, model: nn.Module, mean_loss: Callable[[nn.Module, Any], Tensor], *, config: TrainConfig,
