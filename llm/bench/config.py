@@ -8,6 +8,7 @@ from llm.models.config import GPTConfig, ModelConfig
 from llm.train.run import FolderConfig
 
 Switch = Literal["false", "true"]
+Clock = Literal["wall", "cpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class MachineConfig:
     """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None
     """CPU threads; default torch's choice."""
+    clock: Clock = "wall"
+    """wall: seconds; cpu: processor seconds of all threads, for a machine that is busy with other work too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,8 @@ class DataBenchConfig:
         at_least(self, 1, "workers", "context", "batch_size", "steps")
         if not self.megabytes > 0:
             raise ValueError(f"megabytes={self.megabytes} must be above 0")
+        if self.machine.clock == "cpu":
+            raise ValueError("clock=cpu does not see the processes that tokenize; leave it out")
         if self.data is not None and self.megabytes != type(self).__dataclass_fields__["megabytes"].default:
             raise ValueError(f"megabytes={self.megabytes} is for the text made on the spot, not for data={self.data}; "
                              "leave it out")

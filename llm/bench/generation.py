@@ -13,7 +13,17 @@ from typing import Any
 import torch
 
 from llm.bench.config import GenerateBenchConfig
-from llm.bench.measure import Ratio, Timing, in_fresh_process, is_emulated, speedup, stream_rate, take_turns
+from llm.bench.measure import (
+    Ratio,
+    Timing,
+    Watch,
+    in_fresh_process,
+    is_emulated,
+    speedup,
+    stream_rate,
+    take_turns,
+    watch_of,
+)
 from llm.bench.steps import SEED, Program, peer_model, smallest, transformers
 from llm.bench.table import format_table
 from llm.bench.training import with_sizes
@@ -59,6 +69,7 @@ def bench_generation(config: GenerateBenchConfig) -> list[Row]:
     if config.against:
         transformers()   # complains before anything is measured
     architecture = with_sizes(config.architecture, config.vocab_size, config.prompt_tokens + config.new_tokens)
+    watch = watch_of(config.machine)
     rows: list[Row] = []
     for requested in config.precision:
         world = start(device=config.machine.device, precision=requested, threads=config.machine.threads)
@@ -66,25 +77,27 @@ def bench_generation(config: GenerateBenchConfig) -> list[Row]:
             log.warning("%s is left out: its matrix products are only emulated here, up to hundreds of times slower "
                         "than fp32", world.precision)
             continue
-        limit = stream_rate(world.device, world.precision) / weight_bytes(architecture, world.precision)
+        limit = stream_rate(watch, world.precision) / weight_bytes(architecture, world.precision)
         for batch_size in config.batch_size:
             ours = WritingJob(program="ours", architecture=architecture, batch_size=batch_size,
                               prompt_tokens=config.prompt_tokens, precision=world.precision, device=str(world.device),
                               threads=config.machine.threads)
             jobs = [ours, replace(ours, program="transformers")] if config.against else [ours]
-            rows += measure_writing(jobs, config, steps_per_s=limit)
+            rows += measure_writing(jobs, config, watch, steps_per_s=limit)
             log.info("%s, %d at once", world.precision, batch_size)
     if not rows:
         raise ValueError("there is nothing left to measure; add --precision fp32")
     return rows
 
 
-def measure_writing(jobs: list[WritingJob], config: GenerateBenchConfig, *, steps_per_s: float) -> list[Row]:
+def measure_writing(jobs: list[WritingJob], config: GenerateBenchConfig, watch: Watch, *,
+                    steps_per_s: float) -> list[Row]:
     """The rows of jobs that take turns.
 
     Args:
         jobs: the same for one program or two.
         config: how much is written, and how often.
+        watch: tells the time.
         steps_per_s: how often a second all weights can be read.
     """
     writers = {job.program: build_writer(job) for job in jobs}
@@ -93,7 +106,7 @@ def measure_writing(jobs: list[WritingJob], config: GenerateBenchConfig, *, step
     for program, writer in writers.items():
         programs[f"{program}, one"] = lambda writer=writer: writer(1)   # type: ignore[misc]
         programs[f"{program}, all"] = lambda writer=writer: writer(config.new_tokens)   # type: ignore[misc]
-    times = take_turns(programs, turns=config.rounds, warmup=1, device=jobs[0].world.device)
+    times = take_turns(programs, turns=config.rounds, warmup=1, watch=watch)
     del programs, writers
     prefill = {job.program: times[f"{job.program}, one"] for job in jobs}
     decode = {job.program: per_step(times[f"{job.program}, all"], prefill[job.program], config.new_tokens)

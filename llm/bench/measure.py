@@ -16,12 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm.runtime import DTYPES, Precision, has_fast_bf16
+from llm.bench.config import Clock, MachineConfig
+from llm.runtime import DTYPES, Precision, has_fast_bf16, start
 
 Value = TypeVar("Value")
 
 MATRIX_SIZE = 2048              # large enough that the product, not the call, is timed
 STREAM_BYTES = 64 * 2**20       # larger than the caches that weights would have to themselves
+
+
+class Watch(NamedTuple):
+    """Reads the time of a device."""
+
+    device: torch.device
+    clock: Clock = "wall"
+
+    def now(self) -> float:
+        """Seconds, as soon as the device has done all that it was asked to do."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter() if self.clock == "wall" else time.process_time()
 
 
 class Timing(NamedTuple):
@@ -48,8 +62,20 @@ class Ratio(NamedTuple):
     high: float
 
 
+def watch_of(machine: MachineConfig) -> Watch:
+    """Set the machine up as asked for, and the watch that goes with it.
+
+    Raises:
+        ValueError: for a device that is not there, or processor seconds of a device that is no processor.
+    """
+    device = start(device=machine.device, threads=machine.threads).device
+    if machine.clock == "cpu" and device.type != "cpu":
+        raise ValueError(f"clock=cpu counts processor seconds, which say nothing about work on {device}; leave it out")
+    return Watch(device, machine.clock)
+
+
 def take_turns(
-    programs: Mapping[str, Callable[[], object]], *, turns: int, warmup: int, device: torch.device
+    programs: Mapping[str, Callable[[], object]], *, turns: int, warmup: int, watch: Watch
 ) -> dict[str, Timing]:
     """Time each program once a turn, in order.
 
@@ -57,22 +83,22 @@ def take_turns(
         programs: name to what is timed.
         turns: how often each is timed, >= 1.
         warmup: untimed turns before, in which kernels are chosen and memory is found.
-        device: whose unfinished work is waited for before a clock is read.
+        watch: tells the time.
 
     Example:
-        >>> times = take_turns({"a": lambda: None, "b": lambda: None}, turns=3, warmup=1, device=torch.device("cpu"))
+        >>> watch = Watch(torch.device("cpu"))
+        >>> times = take_turns({"a": lambda: None, "b": lambda: None}, turns=3, warmup=1, watch=watch)
         >>> [(name, len(timing.seconds)) for name, timing in times.items()]
         [('a', 3), ('b', 3)]
     """
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(warmup + turns):
         for name, program in programs.items():
-            synchronize(device)
-            started = time.perf_counter()
+            started = watch.now()
             program()
-            synchronize(device)
+            elapsed_s = watch.now() - started
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(elapsed_s)
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
 
 
@@ -90,30 +116,30 @@ def speedup(ours: Timing, theirs: Timing) -> Ratio:
     return Ratio(theirs.median / ours.median, *_quartiles(pairs))
 
 
-def matmul_rate(device: torch.device, precision: Precision, *, products: int = 5) -> float:
+def matmul_rate(watch: Watch, precision: Precision, *, products: int = 5) -> float:
     """FLOP/s of square matrix products, the most that a training step can hope for; median of a few.
 
     Raises:
         ValueError: for a precision that is only emulated, which could take minutes.
     """
-    refuse_emulated(device, precision)
-    left, right = (_noise(MATRIX_SIZE, MATRIX_SIZE, device, precision) for _ in range(2))
-    timing = take_turns({"product": lambda: left @ right}, turns=products, warmup=1, device=device)["product"]
+    refuse_emulated(watch.device, precision)
+    left, right = (_noise(MATRIX_SIZE, MATRIX_SIZE, watch.device, precision) for _ in range(2))
+    timing = take_turns({"product": lambda: left @ right}, turns=products, warmup=1, watch=watch)["product"]
     return 2 * MATRIX_SIZE**3 / timing.median
 
 
-def stream_rate(device: torch.device, precision: Precision, *, products: int = 9) -> float:
+def stream_rate(watch: Watch, precision: Precision, *, products: int = 9) -> float:
     """Bytes/s of weights in a matrix-vector product, the most that writing token by token can hope for.
 
     Raises:
         ValueError: for a precision that is only emulated.
     """
-    refuse_emulated(device, precision)
+    refuse_emulated(watch.device, precision)
     width = 4096
-    matrix = _noise(STREAM_BYTES // DTYPES[precision].itemsize // width, width, device, precision)
-    vector = _noise(1, width, device, precision)
+    matrix = _noise(STREAM_BYTES // DTYPES[precision].itemsize // width, width, watch.device, precision)
+    vector = _noise(1, width, watch.device, precision)
     timing = take_turns({"product": lambda: torch.nn.functional.linear(vector, matrix)}, turns=products, warmup=2,
-                        device=device)["product"]
+                        watch=watch)["product"]
     return matrix.numel() * matrix.element_size() / timing.median
 
 
@@ -146,17 +172,11 @@ def in_fresh_process(function: Callable[..., Value], *arguments: object) -> Valu
         return pool.submit(function, *arguments).result()
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What the times belong to: the processor or card, and how many threads compute."""
-    name = (torch.cuda.get_device_name(device) if device.type == "cuda" else
+def describe_machine(watch: Watch) -> dict[str, Any]:
+    """What the times belong to: the processor or card, how many threads compute, and the clock."""
+    name = (torch.cuda.get_device_name(watch.device) if watch.device.type == "cuda" else
             torch.cpu.get_capabilities().get("cpu_name") or platform.processor())
-    return {"device": str(device), "name": name, "threads": torch.get_num_threads()}
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was asked to do."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    return {"device": str(watch.device), "name": name, "threads": torch.get_num_threads(), "clock": watch.clock}
 
 
 def _noise(rows: int, columns: int, device: torch.device, precision: Precision) -> Tensor:

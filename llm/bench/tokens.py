@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from llm.bench.config import DataBenchConfig
-from llm.bench.measure import take_turns
+from llm.bench.measure import Watch, take_turns, watch_of
 from llm.bench.steps import Job, build_step
 from llm.bench.table import format_table
 from llm.bench.training import with_sizes
@@ -71,8 +72,7 @@ def tokenizing(source: TextSource, tokenizer: Tokenizer, config: DataBenchConfig
     for workers in sorted({1, config.workers}):
         programs[f"text to token files, {workers} process{'es' if workers > 1 else ''}"] = (
             lambda workers=workers: into_files(workers))   # type: ignore[misc]
-    world = start(device="cpu")
-    times = take_turns(programs, turns=TURNS, warmup=0, device=world.device)
+    times = take_turns(programs, turns=TURNS, warmup=0, watch=Watch(torch.device("cpu")))
     num_bytes = sum(len(text.encode()) for text in texts)
     num_tokens = sum(len(open_token_file(made[0] / f"{part}.bin").tokens) for part in ("train", "val"))
     return [{"what": name, "megabytes_per_s": num_bytes / 1e6 / timing.median,
@@ -98,8 +98,7 @@ def reading(path: Path, config: DataBenchConfig) -> list[Row]:
         "windows from anywhere": lambda: batch(rng.integers(num_windows, size=config.batch_size)),
     }
 
-    world = start(device="cpu")
-    times = take_turns(programs, turns=10 * config.steps, warmup=3, device=world.device)
+    times = take_turns(programs, turns=10 * config.steps, warmup=3, watch=Watch(torch.device("cpu")))
     size = config.batch_size * config.context
     return [{"what": name, "megabytes_per_s": size * tokens.itemsize / 1e6 / timing.median,
              "tokens_per_s": size / timing.median, "seconds": timing.seconds} for name, timing in times.items()]
@@ -111,7 +110,8 @@ def training(tokenizer: Tokenizer, config: DataBenchConfig) -> Row:
     job = Job(program="ours", architecture=with_sizes(config.architecture, tokenizer.vocab_size, config.context),
               batch_size=config.batch_size, context=config.context, precision=world.precision,
               device=str(world.device), threads=config.machine.threads)
-    timing = take_turns({"step": build_step(job)}, turns=config.steps, warmup=3, device=world.device)["step"]
+    timing = take_turns({"step": build_step(job)}, turns=config.steps, warmup=3,
+                        watch=watch_of(config.machine))["step"]
     return {"what": f"training {config.model} in {world.precision}", "megabytes_per_s": None,
             "tokens_per_s": config.batch_size * config.context / timing.median, "seconds": timing.seconds}
 

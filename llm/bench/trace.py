@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from llm.bench.measure import take_turns
+from llm.bench.measure import Watch, take_turns
 
 MATRIX, ATTENTION, HEAD, OPTIMIZER = "matrix products", "attention", "head and loss", "clipping and optimizer"
 POINTWISE, CASTS, COMPILED, OTHER = "norms and elementwise", "copies and casts", "compiled kernels", "other operators"
@@ -35,23 +35,24 @@ class Breakdown(NamedTuple):
     profiler: profile                         # for `export_chrome_trace`
 
 
-def profile_step(step: Callable[[], object], *, steps: int, device: torch.device, vocab_size: int) -> Breakdown:
+def profile_step(step: Callable[[], object], *, steps: int, watch: Watch, vocab_size: int) -> Breakdown:
     """Run a few steps under the profiler and group what they did.
 
     Args:
         step: takes one training step.
         steps: how many; the result is their mean.
-        device: on CUDA the time of the kernels counts, else that of the operators.
+        watch: tells the time of a step; on CUDA the groups add up the time of kernels, else that of operators.
         vocab_size: V, by which the operators of the head are known; should not be another dimension of the model.
     """
-    plain = take_turns({"step": step}, turns=steps, warmup=1, device=device)["step"].median
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    is_cuda = watch.device.type == "cuda"
+    plain = take_turns({"step": step}, turns=steps, warmup=1, watch=watch)["step"].median
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if is_cuda else [])
     with profile(activities=activities, record_shapes=True) as profiler:
-        whole = take_turns({"step": step}, turns=steps, warmup=0, device=device)["step"]
+        whole = take_turns({"step": step}, turns=steps, warmup=0, watch=Watch(watch.device))["step"]   # as operators do
     groups: dict[str, float] = defaultdict(float)
     operators: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for event in profiler.events():
-        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total   # microseconds
+        own = event.self_device_time_total if is_cuda else event.self_cpu_time_total   # microseconds
         if event.device_type != torch.autograd.DeviceType.CPU or not own:
             continue
         groups[group_of(event, vocab_size)] += own / 1e6 / steps

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llm.bench.config import TrainBenchConfig
-from llm.bench.measure import Timing, in_fresh_process, is_emulated, matmul_rate, speedup, take_turns
+from llm.bench.measure import Timing, Watch, in_fresh_process, is_emulated, matmul_rate, speedup, take_turns, watch_of
 from llm.bench.steps import Job, build_step, step_memory, transformers
 from llm.bench.table import format_table
 from llm.bench.trace import Breakdown, profile_step
@@ -39,9 +39,10 @@ def bench_training(config: TrainBenchConfig, folder: Path) -> list[Row]:
     """
     if config.against:
         transformers()   # complains before anything is measured
+    watch = watch_of(config.machine)
     rows: list[Row] = []
     for jobs in combinations(config):
-        rows += measure_together(jobs, config, folder)
+        rows += measure_together(jobs, config, watch, folder)
     if not rows:
         raise ValueError("there is nothing left to measure; add --precision fp32")
     return rows
@@ -74,7 +75,7 @@ def with_sizes(architecture: ModelConfig, vocab_size: int | None, context: int) 
                    context_length=max(context, architecture.context_length))
 
 
-def measure_together(jobs: list[Job], config: TrainBenchConfig, folder: Path) -> list[Row]:
+def measure_together(jobs: list[Job], config: TrainBenchConfig, watch: Watch, folder: Path) -> list[Row]:
     """The rows of jobs that take turns: one for each."""
     rows: list[Row] = [{"program": job.program, "precision": job.precision, "compile": job.is_compiled,
                         "activation_checkpointing": job.is_checkpointed} for job in jobs]
@@ -87,10 +88,10 @@ def measure_together(jobs: list[Job], config: TrainBenchConfig, folder: Path) ->
         if not config.defaults:
             _check_same_work([row["loss"] for row in rows])
         if config.steps:
-            measure_speed(jobs, steps, rows, turns=config.steps)
+            measure_speed(jobs, steps, rows, watch, turns=config.steps)
         if config.profile:
             for job, step, row in zip(jobs, steps, rows, strict=True):
-                breakdown = profile_step(step, steps=PROFILED_STEPS, device=job.world.device,
+                breakdown = profile_step(step, steps=PROFILED_STEPS, watch=watch,
                                          vocab_size=job.architecture.vocab_size)
                 name = "-".join(describe(row).replace(",", "").split())
                 breakdown.profiler.export_chrome_trace(str(folder / f"trace-{name}.json"))
@@ -104,13 +105,13 @@ def measure_together(jobs: list[Job], config: TrainBenchConfig, folder: Path) ->
     return rows
 
 
-def measure_speed(jobs: list[Job], steps: list[Callable[[], float]], rows: list[Row], *, turns: int) -> None:
+def measure_speed(jobs: list[Job], steps: list[Callable[[], float]], rows: list[Row], watch: Watch, *,
+                  turns: int) -> None:
     """Time the steps of all jobs in turns, and put into the rows what that says."""
-    device = jobs[0].world.device
-    before = [matmul_rate(device, job.precision) for job in jobs]
+    before = [matmul_rate(watch, job.precision) for job in jobs]
     timings = list(take_turns(dict(zip(map(describe, rows), steps, strict=True)), turns=turns, warmup=WARMUP,
-                              device=device).values())
-    after = [matmul_rate(device, job.precision) for job in jobs]
+                              watch=watch).values())
+    after = [matmul_rate(watch, job.precision) for job in jobs]
     for job, row, timing, *rates in zip(jobs, rows, timings, before, after, strict=True):
         row |= speed_of(job, timing, max(rates))
     if len(jobs) == 2:

@@ -43,10 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(config: Settings, folder: Path) -> tuple[dict[str, Any], str]:
     """The results of a command, and the table that shows them."""
-    from llm.bench.measure import describe_machine  # here, not above: --help must not wait for torch
-    from llm.runtime import start
+    from llm.bench.measure import describe_machine, watch_of  # here, not above: --help must not wait for torch
 
-    device = start(device=config.machine.device, threads=config.machine.threads).device
+    watch = watch_of(config.machine)
     if isinstance(config, TrainBenchConfig):
         from llm.bench.training import bench_training, show_training
 
@@ -62,7 +61,9 @@ def measure(config: Settings, folder: Path) -> tuple[dict[str, Any], str]:
 
         rows = bench_data(config)
         table = show_data(rows)
-    return {"machine": describe_machine(device), "settings": asdict(config), "rows": rows}, table
+    if watch.clock == "cpu":
+        table += "\n\nEach second is one of a processor, not of the clock on the wall."
+    return {"machine": describe_machine(watch), "settings": asdict(config), "rows": rows}, table
 
 
 if __name__ == "__main__":

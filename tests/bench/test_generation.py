@@ -32,7 +32,7 @@ def config(**settings: object) -> GenerateBenchConfig:
 
 @pytest.fixture(autouse=True)
 def quick_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "stream_rate", lambda device, precision: 1e9)
+    monkeypatch.setattr(generation, "stream_rate", lambda watch, precision: 1e9)
 
 
 def test_both_programs_write_the_same_text_of_the_length_asked_for(tiny_config: ModelConfig) -> None:

@@ -1,23 +1,36 @@
 """Laws of measuring: turns are fair, the arithmetic of times is right, a fresh process is fresh."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from llm.bench import measure
-from llm.bench.measure import Ratio, Timing, in_fresh_process, matmul_rate, speedup, stream_rate, take_turns
+from llm.bench.config import MachineConfig
+from llm.bench.measure import (
+    Ratio,
+    Timing,
+    Watch,
+    in_fresh_process,
+    matmul_rate,
+    speedup,
+    stream_rate,
+    take_turns,
+    watch_of,
+)
 from llm.bench.table import format_table
-from llm.runtime import peak_memory
+from llm.runtime import World, peak_memory
 
 CPU = torch.device("cpu")
+WATCH = Watch(CPU)
 
 
 def test_programs_take_turns_and_the_first_turns_do_not_count() -> None:
     calls: list[str] = []
     programs = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    times = take_turns(programs, turns=3, warmup=2, device=CPU)
+    times = take_turns(programs, turns=3, warmup=2, watch=WATCH)
     assert calls == ["a", "b"] * 5
     assert [len(timing.seconds) for timing in times.values()] == [3, 3]
 
@@ -29,8 +42,21 @@ def test_a_time_is_that_of_its_own_program(monkeypatch: pytest.MonkeyPatch) -> N
     def takes(seconds: float) -> None:
         clock[0] += seconds
 
-    times = take_turns({"a": lambda: takes(2.0), "b": lambda: takes(3.0)}, turns=2, warmup=1, device=CPU)
+    times = take_turns({"a": lambda: takes(2.0), "b": lambda: takes(3.0)}, turns=2, warmup=1, watch=WATCH)
     assert times == {"a": Timing((2.0, 2.0)), "b": Timing((3.0, 3.0))}
+
+
+def test_processor_seconds_do_not_count_sleep() -> None:
+    times = [take_turns({"a": lambda: time.sleep(0.05)}, turns=1, warmup=0, watch=Watch(CPU, clock))["a"].median
+             for clock in ("wall", "cpu")]   # type: ignore[arg-type]
+    assert times[0] >= 0.05 > 0.04 > times[1]
+
+
+def test_processor_seconds_are_for_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watch_of(MachineConfig(device="cpu", clock="cpu")) == Watch(CPU, "cpu")
+    monkeypatch.setattr(measure, "start", lambda **_: World(torch.device("cuda"), "fp32"))
+    with pytest.raises(ValueError, match="clock=cpu counts processor seconds"):
+        watch_of(MachineConfig(clock="cpu"))
 
 
 def test_a_busy_moment_moves_neither_median_nor_middle_half() -> None:
@@ -56,8 +82,8 @@ def test_rates_count_the_work_and_divide_by_the_time(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(measure, "STREAM_BYTES", 2**16)
     monkeypatch.setattr(measure, "take_turns", lambda programs, **_: {
         name: Timing((program() is None or 0.5,)) for name, program in programs.items()})   # runs it: half a second
-    assert matmul_rate(CPU, "fp32") == 2 * 16**3 / 0.5
-    assert stream_rate(CPU, "fp32") == 2**16 / 0.5
+    assert matmul_rate(WATCH, "fp32") == 2 * 16**3 / 0.5
+    assert stream_rate(WATCH, "fp32") == 2**16 / 0.5
 
 
 @pytest.mark.parametrize(("precision", "has_bf16", "expected"), [
@@ -70,7 +96,7 @@ def test_what_a_cpu_only_emulates_is_refused(
     if expected:
         for rate in (matmul_rate, stream_rate):
             with pytest.raises(ValueError, match=f"{precision} matrix products are only emulated"):
-                rate(CPU, precision)   # type: ignore[arg-type]
+                rate(WATCH, precision)   # type: ignore[arg-type]
 
 
 @pytest.mark.slow   # a process that imports torch

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm.bench import tokens
-from llm.bench.config import DataBenchConfig
+from llm.bench.config import DataBenchConfig, MachineConfig
 from llm.bench.tokens import bench_data, show_data, text_of
 from llm.data.tokenfile import open_token_file
 from tests.conftest import TINY
@@ -54,7 +54,8 @@ def test_a_text_of_one_s_own_is_taken_as_it_is(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"megabytes": 0.0}, "megabytes=0.0 must be above 0"), ({"workers": 0}, "workers=0 must be at least 1")])
+    ({"megabytes": 0.0}, "megabytes=0.0 must be above 0"), ({"workers": 0}, "workers=0 must be at least 1"),
+    ({"machine": MachineConfig(clock="cpu")}, "clock=cpu does not see the processes that tokenize")])
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataBenchConfig(**settings)   # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from llm.bench.measure import Watch
 from llm.bench.steps import Job, build_step
 from llm.bench.trace import (
     ATTENTION,
@@ -62,7 +63,7 @@ def test_the_groups_of_a_real_step_add_up_and_none_is_empty(program: str) -> Non
     architecture = GPTConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=2, dim=16)
     job = Job(program=program, architecture=architecture, batch_size=2, context=16,   # type: ignore[arg-type]
               precision="fp32", device="cpu")
-    breakdown = profile_step(build_step(job), steps=2, device=torch.device("cpu"), vocab_size=61)
+    breakdown = profile_step(build_step(job), steps=2, watch=Watch(torch.device("cpu")), vocab_size=61)
     assert {MATRIX, ATTENTION, HEAD, OPTIMIZER, POINTWISE, OUTSIDE} <= set(breakdown.groups)
     assert all(seconds >= 0 for seconds in breakdown.groups.values())
     inside = sum(seconds for name, seconds in breakdown.groups.items() if name != OUTSIDE)

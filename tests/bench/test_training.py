@@ -25,7 +25,7 @@ def config(**settings: object) -> TrainBenchConfig:
 @pytest.fixture(autouse=True)
 def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's own limit is not the subject here, and takes a second to measure."""
-    monkeypatch.setattr(training, "matmul_rate", lambda device, precision: 1e12)
+    monkeypatch.setattr(training, "matmul_rate", lambda watch, precision: 1e12)
 
 
 def test_every_combination_is_measured_for_both_programs() -> None:

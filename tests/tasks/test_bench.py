@@ -54,6 +54,12 @@ def test_the_settings_that_were_kept_measure_the_same_again(command: str) -> Non
     assert replace(bench.parse([command, "--config", "again.toml"]), config=None) == config
 
 
+def test_another_clock_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main(["train", *SHORT["train"], "--clock", "cpu", "--out", "here"])
+    assert "one of a processor" in capsys.readouterr().out
+    assert json.loads(Path("here/results.json").read_text("utf-8"))["machine"]["clock"] == "cpu"
+
+
 def test_a_profile_leaves_traces_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["train", *SHORT["train"], "--against", "transformers", "--profile", "--out", "here"]) == 0
     assert "where the time goes" in capsys.readouterr().out
