@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm.config import load, preset_names
 from llm.data.config import DataConfig
@@ -50,6 +50,8 @@ class PretrainConfig:
     """Settings to start from: a preset of presets/runs, or a TOML file such as a run.toml."""
     model: str = "qwen-tiny"
     """A preset (trains from nothing), or a run, checkpoint or Hugging Face folder (goes on from its weights)."""
+    init: Literal["standard", "copying"] = "standard"
+    """Initial weights of a model trained from nothing; copying lets small models learn to repeat names sooner."""
     architecture: ModelConfig = field(default_factory=QwenConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -137,6 +139,7 @@ def model_and_corpus(config: PretrainConfig) -> "tuple[Decoder, Corpus]":
     from llm.checkpoint import load as load_model
     from llm.data.corpus import load_corpus
     from llm.models.build import build_model
+    from llm.models.init import init_copying
 
     if not is_folder(config.model):
         data = replace(config.data, tokenizer=config.data.tokenizer or preset_table(config.model).get("tokenizer"))
@@ -144,8 +147,14 @@ def model_and_corpus(config: PretrainConfig) -> "tuple[Decoder, Corpus]":
         architecture = replace(config.architecture, vocab_size=corpus.vocab_size,
                                context_length=config.data.context or config.architecture.context_length)
         generator = torch.Generator().manual_seed(config.train.seed)
-        return build_model(architecture, dropout=config.train.dropout, generator=generator), corpus
+        model = build_model(architecture, dropout=config.train.dropout, generator=generator)
+        if config.init == "copying":
+            init_copying(model, generator)
+        return model, corpus
 
+    if config.init != "standard":
+        raise ValueError(f"--init {config.init} is for a model trained from nothing; --model {config.model} brings its "
+                         "weights, leave --init out")
     if choose_model(config.model)["architecture"] != config.architecture:
         raise ValueError(f"--model {config.model} brings its own architecture; leave the architecture's flags out")
     model, tokenizer = load_model(config.model, dropout=config.train.dropout)

@@ -80,3 +80,24 @@ def test_the_same_generator_gives_the_same_model_and_the_global_one_is_left_alon
     config = QwenConfig(vocab_size=50, num_layers=1, num_heads=2, dim=16)
     one, other = (build_model(config, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("config", [
+    GPTConfig(vocab_size=50, num_layers=2, num_heads=4, dim=16),
+    QwenConfig(vocab_size=50, num_layers=2, num_heads=4, num_kv_heads=2, dim=16),
+    QwenConfig(vocab_size=50, num_layers=1, num_heads=4, num_kv_heads=1, dim=16, head_dim=8),
+])
+def test_a_copying_head_writes_back_what_it_reads(config: ModelConfig) -> None:
+    model = build_model(config, generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    init.init_copying(model, torch.Generator().manual_seed(1), strength=0.05)
+    group = config.num_heads // config.kv_heads
+    for block in model.blocks:
+        values = block.attention.v_proj.weight.unflatten(0, (-1, config.head_width))   # (G, D, C)
+        outputs = block.attention.out_proj.weight.unflatten(1, (-1, config.head_width))   # (C, H, D)
+        for head in range(config.num_heads):
+            read = values[head // group].detach()
+            assert torch.allclose(read @ read.T, torch.eye(config.head_width), atol=1e-5)
+            assert torch.allclose(outputs[:, head].detach(), 0.05 * read.T)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert all(name.endswith(("v_proj.weight", "out_proj.weight")) for name in changed)

@@ -19,7 +19,8 @@ from llm.data.tinyworld.plots import MOODS
 
 LANGUAGES = ("en", "zh")
 COMMON_BEATS = ("open", "detail", "around", "feel.hero", "feel.friend", "end")
-CORNER_PLOTS, CORNER_TEMPLATES, CORNER_WORDS = 4, 3, 8
+CORNER_PLOTS, CORNER_WORDS, CORNER_MOODS = 3, 6, 4   # of each kind, and of each feeling
+CORNER_TEMPLATES = 3   # of beats that every story has; of those that belong to a plot there is one
 SILENT_H = ("hour", "honest", "honour")
 PRONOUNS = {
     ("en", "girl"): {"he": "she", "his": "her", "him": "her", "hers": "hers", "girl": "girl", "a_girl": "a girl"},
@@ -98,10 +99,10 @@ def corner(name: str) -> Language:
     whole = load(name)
     plots = [beat.split(".")[0] for beat in whole.beats if beat.endswith(".wish")][:CORNER_PLOTS]
     common = {beat: templates[:CORNER_TEMPLATES] for beat, templates in whole.beats.items() if beat in COMMON_BEATS}
-    told = {beat: templates[:2] for beat, templates in whole.beats.items() if beat.split(".")[0] in plots}
+    told = {beat: templates[:1] for beat, templates in whole.beats.items() if beat.split(".")[0] in plots}
     pools = {pool: Pool(words.entries[:CORNER_WORDS]) for pool, words in whole.pools.items()}
     for mood in MOODS:
-        pools[mood] = Pool(whole.pools[mood].entries[:4])
+        pools[mood] = Pool(whole.pools[mood].entries[:CORNER_MOODS])
     pools["mood"] = Pool(entry for mood in MOODS for entry in pools[mood].entries)
     return Language(name, whole.joint, pools, common | told)
 
