@@ -14,12 +14,12 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from llm.data.tinyworld.grammar import Entry, Language, Pool, Template
+from llm.data.tinyworld.grammar import Entry, Language, Pool, Template, category
 from llm.data.tinyworld.plots import MOODS
 
 LANGUAGES = ("en", "zh")
 COMMON_BEATS = ("open", "detail", "around", "feel.hero", "feel.friend", "end")
-CORNER_PLOTS, CORNER_WORDS, CORNER_MOODS = 3, 6, 4   # of each kind, and of each feeling
+CORNER_PLOTS, CORNER_WORDS, CORNER_MOODS = 2, 6, 4   # of each kind, and of each feeling
 CORNER_TEMPLATES = 3   # of beats that every story has; of those that belong to a plot there is one
 SILENT_H = ("hour", "honest", "honour")
 PRONOUNS = {
@@ -98,13 +98,20 @@ def corner(name: str) -> Language:
     """
     whole = load(name)
     plots = [beat.split(".")[0] for beat in whole.beats if beat.endswith(".wish")][:CORNER_PLOTS]
-    common = {beat: templates[:CORNER_TEMPLATES] for beat, templates in whole.beats.items() if beat in COMMON_BEATS}
+    plain = {beat: list(filter(_is_plain, templates)) for beat, templates in whole.beats.items() if beat in COMMON_BEATS}
+    common = {beat: templates[:CORNER_TEMPLATES] for beat, templates in plain.items()}
     told = {beat: templates[:1] for beat, templates in whole.beats.items() if beat.split(".")[0] in plots}
     pools = {pool: Pool(words.entries[:CORNER_WORDS]) for pool, words in whole.pools.items()}
     for mood in MOODS:
         pools[mood] = Pool(whole.pools[mood].entries[:CORNER_MOODS])
     pools["mood"] = Pool(entry for mood in MOODS for entry in pools[mood].entries)
     return Language(name, whole.joint, pools, common | told)
+
+
+def _is_plain(template: Template) -> bool:
+    """Whether a sentence names no two words of a kind, which must differ, and no thing that has no part in the plot."""
+    kinds = [category(role) for role in dict.fromkeys(role for _, role, _ in template.slots)]
+    return len(set(kinds)) == len(kinds) and "thing" not in kinds
 
 
 @lru_cache
