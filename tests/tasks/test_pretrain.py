@@ -215,6 +215,7 @@ def test_training_goes_on_from_the_weights_of_a_folder() -> None:
 
 @pytest.mark.parametrize(("argv", "message"), [
     (["--dim", "16"], "brings its own architecture; leave the architecture's flags out"),
+    (["--init", "copying"], "is for a model trained from nothing; .* leave --init out"),
     (["--context", "9"], "--context 9 exceeds the model's context_length=8"),
     (["--tokenizer", "byte"], "--tokenizer byte is not the tokenizer that the model was trained with"),
     (["--data", "b.txt"], "not in the tokenizer's alphabet"),
@@ -225,6 +226,29 @@ def test_a_folder_s_model_may_not_be_contradicted(argv: list[str], message: str)
     with pytest.raises(ValueError, match=message):
         train("--data", "a.txt", "--model", "first", "--out", "second", *argv, architecture=[])
     assert not Path("second").exists()
+
+
+def test_a_copying_start_is_another_start() -> None:
+    flags = ["--data", "a.txt", "--tokenizer", "char", "--lr", "1e-30"]
+    train(*flags, "--out", "standard")
+    train(*flags, "--init", "copying", "--out", "copying")
+    (standard, _), (copying, _) = llm.load("standard"), llm.load("copying")
+    attention = copying.blocks[0].attention
+    assert torch.equal(standard.embed.weight, copying.embed.weight)
+    assert not torch.equal(standard.blocks[0].attention.v_proj.weight, attention.v_proj.weight)
+    assert torch.allclose(attention.v_proj.weight @ attention.v_proj.weight.T, torch.eye(len(attention.v_proj.weight)),
+                          atol=1e-5)
+
+
+def test_windows_of_documents_are_trained_on_and_validated_on_alike() -> None:
+    Path("c.txt").write_text("\n<|endoftext|>\n".join(f"the dog {number:02}" for number in range(40)), encoding="utf-8")
+    flags = ["--data", "c.txt", "--tokenizer", "byte", "--windows", "documents", "--context", "16"]
+    assert train(*flags, "--out", "run") == 0
+    rows = read_rows(Path("run"))
+    assert rows[0]["tokens"] in (4 * 11, 4 * 11 - 1)   # four documents and their ends; before the first stands none
+    assert rows[-1]["split"] == "val"
+    with pytest.raises(ValueError, match="needs a tokenizer with an end-of-text token; char has none"):
+        train("--data", "c.txt", "--tokenizer", "char", "--windows", "documents", "--out", "other")
 
 
 def test_a_model_without_a_tokenizer_needs_one_named() -> None:
