@@ -30,10 +30,13 @@ from llm.tokenizers.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNFINISHED = ".unfinished-"
 
 
-def save(model: nn.Module, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
+def save(
+    model: nn.Module, folder: str | Path, *, tokenizer: Tokenizer | None = None, dtype: str = "float32"
+) -> None:
     """Write a model as a Hugging Face folder that transformers opens and `load` reads back to the bit.
 
     A module of your own, without a configuration of ours, is saved as its weights alone.
@@ -42,6 +45,10 @@ def save(model: nn.Module, folder: str | Path, *, tokenizer: Tokenizer | None = 
         model: a decoder, or any module.
         folder: made if need be; files of the same names in it are replaced.
         tokenizer: saved along, for AutoTokenizer and for `load`.
+        dtype: of a decoder's weights in the file: "float32", "bfloat16" or "float16".
+
+    Raises:
+        ValueError: for another dtype, or if a weight is too large for it.
 
     Example:
         >>> import llm, tempfile
@@ -57,16 +64,31 @@ def save(model: nn.Module, folder: str | Path, *, tokenizer: Tokenizer | None = 
     model = unwrapped(model)
     config = getattr(model, "config", None)
     if isinstance(config, ModelConfig):
-        eos_id = tokenizer.eos_id if tokenizer is not None else None
-        tensors = huggingface.to_tensors(model.state_dict(), config)
-        _write_json(folder / "config.json", hf_config.to_config(config, eos_id=eos_id))
-        _write_json(folder / "generation_config.json", {"bos_token_id": eos_id, "eos_token_id": eos_id,
-                                                        "pad_token_id": eos_id})
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), None)
+        if tokenizer is not None:
+            bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+            ids = {"bos_token_id": bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+        tensors = _as_dtype(huggingface.to_tensors(model.state_dict(), config), dtype)
+        table = hf_config.to_config(config, eos_id=ids["eos_token_id"], dtype=dtype)
+        _write_json(folder / "config.json", table | {"bos_token_id": ids["bos_token_id"]})
+        _write_json(folder / "generation_config.json", ids)
         safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     else:
         safetensors.torch.save_model(model, str(folder / WEIGHTS))   # copes with tensors that modules share
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def _as_dtype(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """The same tensors in a narrower dtype."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if dtype == "float32":
+        return tensors
+    narrow = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items()}
+    if wrong := [name for name, tensor in narrow.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{wrong[0]} holds a number that {dtype} cannot; choose bfloat16 or float32")
+    return narrow
 
 
 def load(

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
     Value = TypeVar("Value")
     Derived = Annotated[Value, "not a flag"]
+    Positional = Annotated[Value, "named by its place"]
 else:
+    Positional = tyro.conf.Positional   # marks a field that is given without a flag
     Derived = tyro.conf.Suppress   # marks a field that follows from other settings: in run.toml, but not a flag
 
 PRESETS = Path(__file__).parent / "presets"

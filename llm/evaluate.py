@@ -1,6 +1,6 @@
 """Validation: deterministic, weighted by targets, the same for every batch size, and without a trace in the training.
 
-Later also perplexity of files and accuracy with its confidence interval.
+Next: `llm/tasks/evaluate.py`, the perplexity of a file. Later also accuracy with its confidence interval.
 """
 
 import numpy as np

@@ -24,7 +24,9 @@ import pytest
 
 from llm.data.config import DataConfig
 from llm.data.corpus import load_corpus
-from llm.data.download import REGISTRY, DataFile, DataSet, DownloadError, Remote, fetch, own_validation, resolve
+from llm.data.download import fetch, own_validation, resolve
+from llm.data.registry import REGISTRY, DataFile, DataSet, Remote
+from llm.data.transfer import DownloadError
 
 TEXT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
@@ -196,6 +198,7 @@ def test_a_killed_download_goes_on_from_there(
     code = f"""
 from pathlib import Path
 from llm.data.download import *
+from llm.data.registry import *
 REGISTRY["tiny"] = DataSet(summary="", kind="text", source="", licence="", train={file!r})
 fetch("tiny", Path({str(tmp_path / "data")!r}))
 """
@@ -426,7 +429,7 @@ def test_without_a_network_one_line_says_what_was_tried_and_what_to_do(tmp_path:
         message = message_of(lambda: get(tmp_path))
     assert message == (
         f"tiny: text.txt could not be fetched ({address}: Connection refused; {address}?2: Connection refused); give a "
-        "copy: python -m llm.tasks.download --data tiny --mirror FOLDER, or put the file at "
+        "copy: python -m llm.tasks.download tiny --mirror FOLDER, or put the file at "
         f"{tmp_path}/data/tiny/text.txt with sha256 {sha256(TEXT)}")
 
 

@@ -146,7 +146,8 @@ def rewritten(path: Path, *, values: dict[str, Any] | None = None, drop: str = "
               changed: dict[str, np.ndarray] | None = None) -> Path:
     """A copy of a file with other values, fewer values, other names or other tensors."""
     file = gguf.GGUFFile(path)
-    metadata = {key: value for key, value in (file.metadata | (values or {})).items() if key != drop}
+    metadata = {key: value for key, value in (file.metadata | (values or {})).items()
+                if key != drop and value is not None}
     content = {(rename or {}).get(name, name): file.read(name) for name in file.tensors if name != drop}
     content |= changed or {}
     target = path.with_name("rewritten.gguf")

@@ -143,7 +143,7 @@ def _byte_level_json(file: GGUFFile, tokens: list[str], kinds: np.ndarray) -> di
     normal, control, text = _by_kind(tokens, kinds)
     merges = [merge.split(" ") for merge in file.value("tokenizer.ggml.merges", list)]
     if wrong := [merge for merge in merges if len(merge) != 2]:
-        raise file.error(f"its merge {shown(wrong[0])} is not of two tokens; it is damaged")
+        raise file.error(f"its merge {shown(' '.join(wrong[0]))} is not of two tokens; it is damaged")
     return formats.bpe_json(normal, merges, pattern=PATTERNS[pre.pattern], special_tokens=control, text_tokens=text,
                             is_nfc=pre.is_nfc, ignore_merges=pre.ignore_merges)
 
