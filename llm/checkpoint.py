@@ -92,17 +92,18 @@ def _as_dtype(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 
 def load(
-    path: str | Path, *, device: torch.device | str = "cpu", dropout: float = 0.0
+    path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, dropout: float = 0.0
 ) -> tuple[Decoder, Tokenizer | None]:
     """Read a model and its tokenizer.
 
     Args:
         path: a run folder (its best checkpoint, else its latest), a checkpoint, a Hugging Face folder, or a .gguf file.
         device: where to put the weights.
+        dtype: of the weights; what the model computes in without autocast. Training needs float32.
         dropout: for training it further.
 
     Returns:
-        The model in float32 and in evaluation mode, and its tokenizer if the folder has one.
+        The model in evaluation mode, and its tokenizer if the folder has one.
 
     Raises:
         ValueError: if there is no model at the path, or its files are damaged or of an unsupported kind.
@@ -110,11 +111,11 @@ def load(
     folder = find_checkpoint(path)
     if is_gguf(folder):
         model, tokenizer = gguf.load(folder, dropout=dropout)
-        return model.to(device).eval(), tokenizer
+        return model.to(device, dtype).eval(), tokenizer
     config = read_config(folder)
     model = empty_model(config, dropout=dropout)
     state = huggingface.from_tensors(read_tensors(folder / WEIGHTS), config, model.state_dict())
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
     return model.to(device).eval(), tokenizer
 

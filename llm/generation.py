@@ -227,6 +227,10 @@ class Reader:
         self.rows = rows
         return logits[:, 0]
 
+    def num_shared(self, row: Sequence[int]) -> int:
+        """How many ids of a row need not be read, if it comes next and alone."""
+        return _shared(self.rows[0], row) if len(self.rows) == 1 else 0
+
     def keep(self, places: Sequence[int]) -> None:
         """Go on with the rows at these places, in this order; a row may come several times, or not at all."""
         assert self.cache is not None, "read something first"

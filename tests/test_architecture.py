@@ -17,12 +17,11 @@ ROOT = Path(llm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = {
     "parallel": 0,
-    "config": 1, "runtime": 1, "losses": 1, "nn": 1, "tokenizers": 1,
-    "sampling": 1,
+    "config": 1, "runtime": 1, "losses": 1, "nn": 1, "tokenizers": 1, "sampling": 1,
     "models": 2, "data": 2, "objectives": 2,
     "interop": 3, "generation": 3,
-    "checkpoint": 4, "evaluate": 4,
-    "train": 5,
+    "checkpoint": 4, "evaluate": 4, "writing": 4,
+    "train": 5, "conversation": 5,
     "bench": 6,
     "tasks": 7,
 }

@@ -4,11 +4,16 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llm.config import load
+from llm.sampling import Sampling
 from llm.tasks import entry
+
+if TYPE_CHECKING:
+    from llm.models.decoder import Decoder
+    from llm.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,23 +26,22 @@ class GenerateConfig:
     config: str | None = None
     """A TOML file with any of these settings."""
     model: str = ""
-    """A run folder (its best checkpoint), a checkpoint, or a Hugging Face folder."""
+    """A run folder (its best checkpoint), a checkpoint, a Hugging Face folder, or a .gguf file."""
     prompt: str = ""
     """What the text begins with; default: the beginning of a document."""
     max_new_tokens: int = 200
     """How many tokens to write at most."""
     num_samples: int = 1
     """How many texts; one is shown as it is written."""
-    temperature: float = 0.8
-    """Below 1 safer, above 1 wilder, 0 always the likeliest token."""
-    top_k: int | None = None
-    """Choose only among the k likeliest tokens."""
-    top_p: float | None = None
-    """Choose only among the likeliest tokens that together have this probability."""
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8))
+    """How the next token is chosen."""
+    stop: tuple[str, ...] = ()
+    """Text that ends it."""
     seed: int = 1
     """The same seed writes the same text."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of matrix products; the same text as another program is a matter of fp32."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of weights and activations; auto is bf16 where the hardware multiplies it. The same text as another program is
+    a matter of fp32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None
@@ -51,48 +55,71 @@ def parse(argv: Sequence[str] | None = None) -> GenerateConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse(argv)
-    if not config.model:
-        raise ValueError("--model is missing; name a run folder, a checkpoint or a Hugging Face folder")
     if config.num_samples < 1:
         raise ValueError(f"num_samples={config.num_samples} must be at least 1")
     if config.seed < 0:
         raise ValueError(f"seed={config.seed} must be at least 0")
+    opened = open_model(config.model, dtype=config.dtype, device=config.device, threads=config.threads)
 
-    from llm.checkpoint import find_checkpoint
-    from llm.checkpoint import load as load_model
-    from llm.generation import generate, generate_steps
-    from llm.runtime import start
-    from llm.train.samples import start_ids, unused_ids
+    from llm.generation import generate
+    from llm.writing import StopStrings, start_ids, unused_ids, write
 
-    world = start(device=config.device, precision=config.precision, threads=config.threads)
-    folder = find_checkpoint(config.model)
-    model, tokenizer = load_model(folder, device=world.device)
-    if tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer.json; text cannot be turned into its ids")
-    print(f"{folder}", file=sys.stderr)
-    prompts = [start_ids(tokenizer, config.prompt)] * config.num_samples
-    settings: dict[str, Any] = {
-        "max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_k": config.top_k,
-        "top_p": config.top_p, "seed": config.seed, "eos_id": tokenizer.eos_id,
-        "unused_ids": unused_ids(tokenizer, model),
-    }
-    length, context = len(prompts[0]) + config.max_new_tokens, model.config.context_length
+    model, tokenizer = opened.model, opened.tokenizer
+    print(opened.name, file=sys.stderr)
+    prompt = start_ids(tokenizer, config.prompt)
+    settings: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "seed": config.seed, **vars(config.sampling)}
+    length, context = len(prompt) + config.max_new_tokens, model.config.context_length
     if length > context:   # said here, since later it would stand in the middle of the text
         print(f"{length} tokens pass the model's context of {context}; each time the text goes on from its last "
               f"{max(context // 2, 1)}", file=sys.stderr)
-    with world.autocast(), _without_warnings("llm.generation"):
+    with _without_warnings("llm.generation"):
         if config.num_samples == 1:
+            pieces = write(model, tokenizer, prompt, stop_strings=config.stop, **settings)
             print(config.prompt, end="", flush=True)
-            ids = (token for step in generate_steps(model, prompts, **settings) for token in step.ids
-                   if token is not None and token != tokenizer.eos_id)
-            for piece in tokenizer.stream(ids):
+            for piece in pieces:
                 print(piece, end="", flush=True)
             print()
         else:
-            for number, row in enumerate(generate(model, prompts, **settings), start=1):
+            stop = StopStrings(tokenizer, config.stop)
+            rows = generate(model, [prompt] * config.num_samples, eos_id=tokenizer.eos_id, stop=stop,
+                            unused_ids=unused_ids(tokenizer, model), **settings)
+            for number, row in enumerate(rows, start=1):
                 text = tokenizer.decode(token for token in row if token != tokenizer.eos_id)
-                print(f"--- {number}\n{config.prompt}{text}")
+                print(f"--- {number}\n{config.prompt}{stop.cut(text)}")
     return 0
+
+
+class Opened(NamedTuple):
+    """A model that is ready to write, and what to call it."""
+
+    model: "Decoder"
+    tokenizer: "Tokenizer"
+    name: str
+
+
+def open_model(path: str, *, dtype: str, device: str, threads: int | None) -> Opened:
+    """Load a model with its weights in the dtype that it will compute in.
+
+    That is what makes it fast: under autocast every weight would be cast anew for every token.
+
+    Raises:
+        ValueError: if there is no model, or it has no tokenizer.
+    """
+    if not path:
+        raise ValueError("--model is missing; name a run folder, a checkpoint, a Hugging Face folder or a .gguf file")
+
+    from llm.checkpoint import find_checkpoint
+    from llm.checkpoint import load as load_model
+    from llm.runtime import DTYPES, start
+
+    world = start(device=device, precision=dtype, threads=threads)
+    folder = find_checkpoint(path)
+    model, tokenizer = load_model(folder, device=world.device, dtype=DTYPES[world.precision])
+    if tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer.json; text cannot be turned into its ids")
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return Opened(model, tokenizer, f"{folder}: {millions:,.1f}M parameters, {world.precision}, "
+                                    f"context {model.config.context_length:,}")
 
 
 @contextmanager

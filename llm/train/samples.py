@@ -9,8 +9,8 @@ import torch
 from llm.checkpoint import unwrapped
 from llm.generation import generate
 from llm.models.decoder import Decoder
-from llm.tokenizers.tokenizer import Tokenizer
 from llm.train.logger import naming
+from llm.writing import start_ids, unused_ids
 
 if TYPE_CHECKING:
     from llm.train.trainer import Trainer
@@ -51,17 +51,3 @@ class SampleWriter:
         path = trainer.folder / "samples.txt"
         with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(f"=== step {row['step']}, {row['split']} loss {row['loss']:.4f}\n{text}\n\n")
-
-
-def start_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids a generated text begins with; for an empty prompt the end-of-text token, or a line break, or id 0."""
-    if prompt:
-        return tokenizer.encode(prompt)
-    if tokenizer.eos_id is not None:
-        return [tokenizer.eos_id]
-    return [tokenizer.vocabulary.ranks.get(b"\n", 0)]
-
-
-def unused_ids(tokenizer: Tokenizer, model: Decoder) -> list[int]:
-    """The ids that a text may not hold: those that decode to nothing, and those of a model's padded vocabulary."""
-    return [*tokenizer.unused_ids, *range(tokenizer.vocab_size, model.config.vocab_size)]

@@ -35,7 +35,7 @@ def saved(tokenizer: llm.Tokenizer, *, more_ids: int = 0) -> str:
 
 
 def written(capsys: pytest.CaptureFixture[str], *argv: Any) -> str:
-    settings = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--max-new-tokens", "12"]
+    settings = ["--device", "cpu", "--dtype", "fp32", "--threads", "1", "--max-new-tokens", "12"]
     assert generate.main([*settings, *map(str, argv)]) == 0
     return capsys.readouterr().out
 
@@ -62,6 +62,31 @@ def test_several_samples_are_numbered_differ_and_the_first_is_the_streamed_one(
     samples = [text.split(head)[1].split("--- ")[0] for head in heads]
     assert len(set(samples)) == 3
     assert "fox" + samples[0] == written(capsys, "--model", model, "--prompt", "fox")
+
+
+def test_a_stop_string_ends_every_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model", model, "--prompt", "fox", "--temperature", 2, "--seed", 5]
+    body = written(capsys, *argv).removeprefix("fox").removesuffix("\n")
+    stop = body[3:5]
+    expected = "fox" + body[: body.index(stop)] + "\n"
+    assert written(capsys, *argv, "--stop", "nothing", stop) == expected
+    several = written(capsys, *argv, "--stop", stop, "--num-samples", 3)
+    assert several.startswith(f"--- 1\n{expected}--- 2\n") and several.count(stop) == 0
+
+
+def test_weights_have_the_dtype_that_is_asked_for(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = generate.open_model(model, dtype="bf16", device="cpu", threads=1)
+    assert {parameter.dtype for parameter in opened.model.parameters()} == {torch.bfloat16}
+    assert opened.name.endswith("parameters, bf16, context 16")
+    assert generate.main(["--model", model, "--dtype", "bf16", "--prompt", "fox", "--max-new-tokens", "20"]) == 0
+    assert "bf16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rule", [["--min-p", "1"], ["--repetition-penalty", "5"], ["--presence-penalty", "50"],
+                                  ["--frequency-penalty", "50"], ["--no-repeat-ngram", "1"]])
+def test_every_rule_has_its_effect(model: str, rule: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    plain = written(capsys, "--model", model, "--prompt", "fox", "--temperature", 1)
+    assert written(capsys, "--model", model, "--prompt", "fox", "--temperature", 1, *rule) != plain
 
 
 @pytest.mark.parametrize("narrow", [["--temperature", "0"], ["--top-k", "1"], ["--top-p", "0"]])
@@ -97,14 +122,13 @@ def test_characters_that_the_model_does_not_know_are_named(
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    ([], "--model is missing; name a run folder, a checkpoint or a Hugging Face folder"),
+    ([], "--model is missing; name a run folder, a checkpoint, a Hugging Face folder or a .gguf file"),
     (["--model", "nowhere"], "nowhere does not exist; name a run folder"),
     (["--model", "."], ". holds no complete checkpoint; name a run folder"),
     (["--model", "bare"], "bare has no tokenizer.json; text cannot be turned into its ids"),
     (["--model", "bare", "--num-samples", "0"], "num_samples=0 must be at least 1"),
     (["--model", "bare", "--seed", "-1"], "seed=-1 must be at least 0"),
-    (["--model", "我的 model", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
-    (["--model", "我的 model", "--top-p", "2"], "top_p=2.0 must lie between 0 and 1"),
+    (["--model", "我的 model", "--stop", ""], "a stop string is empty"),
 ])
 def test_what_cannot_be_written_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], message: str
@@ -118,8 +142,14 @@ def test_what_cannot_be_written_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_rules_out_of_range_end_the_command_with_their_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        generate.main(["--model", "any", "--top-p", "2"])
+    assert "top_p=2.0 must lie between 0 and 1" in capsys.readouterr().err
+
+
 def test_settings_come_from_a_file_too(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("设置.toml").write_text(f'model = "{model}"\nprompt = "猴王"\ntemperature = 0\n', encoding="utf-8")
+    Path("设置.toml").write_text(f'model = "{model}"\nprompt = "猴王"\n[sampling]\ntemperature = 0\n', encoding="utf-8")
     assert written(capsys, "--config", "设置.toml") == written(
         capsys, "--model", model, "--prompt", "猴王", "--temperature", 0)
 
