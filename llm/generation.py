@@ -194,6 +194,8 @@ class Reader:
             start = min(_shared(old, new) for old, new in zip(self.rows, unique, strict=True))
         longest, shortest = max(map(len, unique)), min(map(len, unique))
         config, cache = self.model.config, self.cache
+        if config.stretches_from is not None and max(map(len, [*self.rows, *unique])) > config.stretches_from:
+            start = 0   # keys of a text of another length
         self.rows, self.cache = [], None   # an interrupted reading is void
         start = cache.rewind(start) if cache is not None and start else 0
         if cache is None or not start:
@@ -244,6 +246,8 @@ class Reader:
         lengths = torch.tensor([len(row) for row in rows], device=device)
         size = max(1, READ_TOKENS // len(rows))
         size = size if window is None else min(size, window)
+        if self.model.config.stretches_from is not None:
+            size = max(map(len, rows))   # in one piece: all keys as they are in a text of this length
         logits: Tensor | None = None
         for begin in range(start, int(lengths.max()), size):
             pieces = [row[begin : begin + size] for row in rows]

@@ -10,12 +10,17 @@ from llm import generation
 from llm.generation import Reader, generate
 from llm.models.config import QwenConfig
 from llm.models.decoder import Decoder
+from llm.models.scaling import RopeScaling
 from llm.nn import KVCache
 from tests.conftest import TINY, random_ids, random_model
 
 TEXT = random_ids(32).tolist()
 WINDOW = QwenConfig(vocab_size=61, context_length=200, num_layers=2, num_heads=4, num_kv_heads=2, dim=16,
                     use_qk_norm=False, sliding_window=4)
+
+
+STRETCHED = QwenConfig(vocab_size=61, context_length=200, num_layers=2, num_heads=4, num_kv_heads=2, dim=16,
+                       rope_scaling=RopeScaling(kind="dynamic", factor=4.0, trained_context=50))
 
 
 def plain(model: Decoder, row: list[int]) -> torch.Tensor:
@@ -119,6 +124,18 @@ def test_behind_a_window_a_reader_goes_back_as_far_as_it_can() -> None:
         seen.clear()
         assert close(reader.read([turn])[0], plain(model, turn))
         assert sum(length for _, length in seen[:-1]) == num_read
+
+
+def test_where_keys_depend_on_the_length_a_text_is_read_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside a longer neighbour, which must not stretch it."""
+    monkeypatch.setattr(generation, "READ_TOKENS", 8)
+    model, text = random_model(STRETCHED), random_ids(200).tolist()
+    reader = Reader(model)
+    for length in (30, 45, 60, 90, 20):
+        assert close(reader.read([text[:length]])[0], plain(model, text[:length]))
+    rows = [text[:30], text[:100], text[:60]]
+    for found, row in zip(reader.read(rows), rows, strict=True):
+        assert close(found, plain(model, row))
 
 
 def test_a_cache_that_is_too_small_grows_and_keeps_what_it_holds(tiny_model: Decoder) -> None:

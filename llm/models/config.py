@@ -66,6 +66,11 @@ class ModelConfig:
         """How many tokens a token sees, itself included; None: all before it."""
         return None
 
+    @property
+    def stretches_from(self) -> int | None:
+        """The length from which on a token's key depends on how long its text is; None: it never does."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
@@ -160,6 +165,10 @@ class QwenConfig(ModelConfig):
     @property
     def window(self) -> int | None:
         return self.sliding_window
+
+    @property
+    def stretches_from(self) -> int | None:
+        return self.rope_scaling.trained_context if self.rope_scaling.kind == "dynamic" else None
 
 
 FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in (GPTConfig, QwenConfig)}

@@ -15,6 +15,7 @@ from llm.losses import next_token_loss_sum, token_log_likelihood
 from llm.models.config import ModelConfig
 from llm.nn import Attention, AttentionPlan, KVCache, plan_attention
 from llm.nn.cache import LayerCache
+from llm.nn.norm import compute_dtype
 
 
 class Output(NamedTuple):
@@ -151,8 +152,12 @@ class Decoder(nn.Module):
                               device=input_ids.device)
         if positions is None:
             positions = plan.slots + offset if offset else plan.slots
-        rope = self.rotary(positions)
         hidden = self.dropout(self.embed_tokens(input_ids, positions))   # (B, T, C)
+        if logits_at is not None:   # what a row is padded with has no say in its length
+            positions = positions.minimum(read + logits_at[:, None])
+        rope = self.rotary(positions)
+        if rope is not None:   # cast once for all layers
+            rope = rope[0].to(compute_dtype(hidden)), rope[1].to(compute_dtype(hidden))
         for layer, block in enumerate(self.blocks):
             if self.use_checkpointing and self.training and cache is None:
                 hidden = checkpoint(block, hidden, plan, rope, use_reentrant=False)

@@ -68,6 +68,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():   # without a gradient torch's own is as fast, and for few tokens three times
+            wide = x.to(self.weight.dtype)   # under autocast
+            return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(compute_dtype(x))
         return _RMSNorm.apply(x, self.weight, self.eps, compute_dtype(x))
 
 

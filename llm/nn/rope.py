@@ -155,19 +155,21 @@ def rope_tables(
         numbers: what the function of that scaling takes, such as factor and trained_context.
 
     Returns:
-        cos and sin, each (B or 1, 1, T, D/2) float32, ready to broadcast over heads.
+        cos and sin, each (B or 1, 1, T, D) float32, ready to broadcast over heads and to be multiplied with: both
+        halves of D hold the D/2 pairs, sin with its sign turned in the first.
 
     Example:
         >>> cos, sin = rope_tables(torch.arange(3)[None], head_dim=4, theta=10_000.0)
         >>> cos.shape, float(sin[0, 0, 0].sum())
-        (torch.Size([1, 1, 3, 2]), 0.0)
+        (torch.Size([1, 1, 3, 4]), 0.0)
         >>> slower, _ = rope_tables(torch.arange(3)[None] * 2, head_dim=4, theta=10_000.0, scaling="linear", factor=2)
         >>> torch.equal(slower, cos)
         True
     """
     frequencies, scale = SCALINGS[scaling](positions, head_dim=head_dim, theta=theta, **numbers)
     angles = positions[:, None, :, None].float() * frequencies   # (B or 1, 1, T, D/2)
-    return angles.cos() * scale, angles.sin() * scale
+    cos, sin = angles.cos() * scale, angles.sin() * scale
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: (B, H, T, D) queries or keys, any float dtype.
-        cos, sin: (B or 1, 1, T, D/2) float32, from `rope_tables`.
+        cos, sin: (B or 1, 1, T, D), from `rope_tables`; cast to the dtype of x if need be.
 
     Returns:
         (B, H, T, D) in the dtype of x; lengths are unchanged, position 0 is unchanged.
@@ -186,6 +188,5 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         >>> torch.allclose(apply_rope(x, cos, sin).norm(dim=-1), x.norm(dim=-1))
         True
     """
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    partners = x.roll(x.shape[-1] // 2, dims=-1)   # x[i + D/2] beside x[i], and the other way round
+    return x * cos.to(x.dtype) + partners * sin.to(x.dtype)

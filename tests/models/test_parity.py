@@ -62,6 +62,7 @@ def test_a_rope_of_another_layout_would_be_noticed(monkeypatch: pytest.MonkeyPat
 
     def interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         even, odd = x[..., 0::2], x[..., 1::2]
+        cos, sin = (table[..., x.shape[-1] // 2 :] for table in (cos, sin))
         return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
 
     monkeypatch.setattr("llm.nn.attention.apply_rope", interleaved)

@@ -42,6 +42,22 @@ def test_the_gradients_of_rms_norm_are_those_of_its_equation(dtype: torch.dtype)
     assert (norm.weight.grad - weight.grad).norm() < 1e-6 * weight.grad.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_rms_norm_is_the_same_with_and_without_gradients(dtype: torch.dtype, is_autocast: bool) -> None:
+    """Of which the first is ours and the second torch's."""
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    norm = RMSNorm(64, eps=1e-2)
+    torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
+        ours = norm(x)
+        with torch.no_grad():
+            theirs = norm(x)
+    assert ours.dtype == theirs.dtype == (torch.bfloat16 if is_autocast else dtype)
+    rounding = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[ours.dtype]
+    assert torch.allclose(ours, theirs, rtol=rounding, atol=1e-6)
+
+
 def test_rms_norm_computes_in_float32_whatever_comes_in() -> None:
     x = torch.full((1, 4096), 0.1, dtype=torch.bfloat16)
     x[0, 0] = 30.0

@@ -59,7 +59,8 @@ KINDS = {
 
 def angles(positions: torch.Tensor, **settings: object) -> torch.Tensor:
     cos, sin = rope_tables(positions, **settings)   # type: ignore[arg-type]
-    return torch.atan2(sin, cos)   # whatever factor is on both
+    half = cos.shape[-1] // 2
+    return torch.atan2(sin[..., half:], cos[..., half:])   # whatever factor is on both
 
 
 @pytest.mark.parametrize("kind", KINDS)
