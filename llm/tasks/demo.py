@@ -27,6 +27,7 @@ SEPARATOR = "<|endoftext|>"
 TRAIN_CHARACTERS, VAL_CHARACTERS = 6_000_000, 100_000
 TRAIN_SEED, VAL_SEED = 1, 2
 NUM_STORIES = 200
+NUM_SMOOTHED = 32   # steps in a point of the picture
 
 
 class Report(NamedTuple):
@@ -128,6 +129,7 @@ def draw(run: Path, report: Report) -> Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    import pandas as pd
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     from llm.train.logger import read_rows
@@ -136,8 +138,10 @@ def draw(run: Path, report: Report) -> Path:
     train = [row for row in rows if row["split"] == "train" and row["loss"] is not None]
     val = [row for row in rows if row["split"] == "val"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), dpi=120, width_ratios=(3, 2))
-    left.plot([row["elapsed_s"] for row in train], [row["loss"] for row in train], color="#9ecae1", linewidth=0.7,
-              label="training, each step")
+    # a step holds stories of one length, and so mostly of one language, whose losses per token differ
+    mean = pd.Series([row["loss"] for row in train]).rolling(NUM_SMOOTHED, min_periods=1).mean()
+    left.plot([row["elapsed_s"] for row in train], mean, color="#6baed6", linewidth=1.2,
+              label=f"training, mean of {NUM_SMOOTHED} steps")
     left.plot([row["elapsed_s"] for row in val], [row["loss"] for row in val], color="#d62728", marker="o",
               markersize=4, label="validation")
     left.axhline(report.floor, color="black", linestyle="--", linewidth=1.2, label=f"floor {report.floor:.3f}")
