@@ -96,6 +96,7 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
     from llm.train.logger import trackers
     from llm.train.trainer import Trainer
 
+    check_experts(config.architecture, config.train)
     world = start(device=config.train.device, precision=config.train.precision, threads=config.train.threads)
     model, corpus = model_and_corpus(config)
     tokenizer, vocab_size = corpus.tokenizer, model.config.vocab_size
@@ -108,7 +109,8 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
     log.info("%s on %s in %s: %s", config.model, world.device, world.precision, profile)
     trainer = Trainer(
         model,
-        NextToken(tokenizer.byte_counts if tokenizer else None),
+        NextToken(tokenizer.byte_counts if tokenizer else None, balance=config.train.balance,
+                  router_z=config.train.router_z),
         train=TokenWindows(corpus.train, context=context, vocab_size=vocab_size,
                            document_end=document_end(config.data, tokenizer)),
         val=TokenWindows(corpus.val, context=context, vocab_size=vocab_size, is_shifted=False,
@@ -168,6 +170,14 @@ def model_and_corpus(config: PretrainConfig) -> "tuple[Decoder, Corpus]":
         raise ValueError(f"--context {config.data.context} exceeds the model's "
                          f"context_length={model.config.context_length}")
     return model, corpus
+
+
+def check_experts(architecture: ModelConfig, train: TrainConfig) -> None:
+    """Complain about weights of the routers' losses where there are no routers."""
+    for name in ("balance", "router_z"):
+        if not architecture.expert_count and getattr(train, name) != getattr(TrainConfig(), name):
+            raise ValueError(f"{name}={getattr(train, name)} has no effect on a model without experts; leave it out, "
+                             "or choose --num-experts")
 
 
 def document_end(config: DataConfig, tokenizer: "Tokenizer | None") -> int | None:
