@@ -6,6 +6,7 @@
 | head (untied)                      | normal, std 0.02                                 |
 | q, k, v, gate and up projections   | normal, std 0.02                                 |
 | attention out, feed-forward down   | normal, std 0.02 / sqrt(2 x layers)              |
+| router, gate of a shared expert    | normal, std 0.02                                 |
 | norm gains                         | 1                                                |
 | all biases                         | 0                                                |
 
@@ -28,8 +29,9 @@ STD = 0.02
 TABLE: list[tuple[str, float, bool]] = [
     (r"embed(_positions)?\.weight", STD, False),
     (r"head\.weight", STD, False),
-    (r".*\.(q|k|v|gate|up)_proj\.weight", STD, False),
-    (r".*\.(out|down)_proj\.weight", STD, True),
+    (r".*\.(q|k|v|gate|up)_proj(\.weight)?", STD, False),   # stacked experts are parameters of their own
+    (r".*\.(out|down)_proj(\.weight)?", STD, True),
+    (r".*\.(router|shared_gate)\.weight", STD, False),
 ]
 
 
