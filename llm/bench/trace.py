@@ -6,6 +6,7 @@ the forward as in the backward, in any program; that tells them apart without a 
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -29,18 +30,22 @@ POINTWISE_WORDS = ("norm", "gelu", "silu", "add", "mul", "sub", "div", "neg", "p
 class Breakdown(NamedTuple):
     """The seconds of one step."""
 
-    step: float                               # as long as it takes without the profiler
-    groups: dict[str, float]                  # under the profiler, longest first
+    step_s: float                               # without the profiler
+    profiled_s: float                           # under it
+    groups: dict[str, float]                    # of these, longest first
     operators: list[tuple[str, float, float]]   # name, calls, seconds of its own; longest first
-    profiler: profile                         # for `export_chrome_trace`
+    profiler: profile                           # for `export_chrome_trace`
 
 
 def profile_step(step: Callable[[], object], *, steps: int, watch: Watch, vocab_size: int) -> Breakdown:
     """Run a few steps under the profiler and group what they did.
 
+    The median of all calls of an operator on inputs of the same shapes stands for each of them, so that a call during
+    which the machine did something else does not count.
+
     Args:
         step: takes one training step.
-        steps: how many; the result is their mean.
+        steps: how many are recorded.
         watch: tells the time of a step; on CUDA the groups add up the time of kernels, else that of operators.
         vocab_size: V, by which the operators of the head are known; should not be another dimension of the model.
     """
@@ -48,23 +53,37 @@ def profile_step(step: Callable[[], object], *, steps: int, watch: Watch, vocab_
     plain = take_turns({"step": step}, turns=steps, warmup=1, watch=watch)["step"].median
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if is_cuda else [])
     with profile(activities=activities, record_shapes=True) as profiler:
-        whole = take_turns({"step": step}, turns=steps, warmup=0, watch=Watch(watch.device))["step"]   # as operators do
+        whole = take_turns({"step": step}, turns=steps, warmup=0, watch=watch)["step"].median
+    times: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CPU:
+            own = event.self_device_time_total if is_cuda else event.self_cpu_time_total   # microseconds
+            times[group_of(event, vocab_size), event.name, str(event.input_shapes)].append(own / 1e6)
     groups: dict[str, float] = defaultdict(float)
     operators: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for event in profiler.events():
-        own = event.self_device_time_total if is_cuda else event.self_cpu_time_total   # microseconds
-        if event.device_type != torch.autograd.DeviceType.CPU or not own:
-            continue
-        groups[group_of(event, vocab_size)] += own / 1e6 / steps
-        operators[event.name][0] += 1 / steps
-        operators[event.name][1] += own / 1e6 / steps
-    groups[OUTSIDE] = max(0.0, sum(whole.seconds) / steps - sum(groups.values()))
+    for (group, name, _), calls in times.items():
+        seconds = per_step(calls, steps)
+        groups[group] += seconds
+        operators[name][0] += len(calls) / steps
+        operators[name][1] += seconds
+    groups[OUTSIDE] = max(0.0, whole - sum(groups.values()))
     return Breakdown(
         plain,
+        whole,
         dict(sorted(groups.items(), key=lambda item: -item[1])),
         sorted(((name, calls, seconds) for name, (calls, seconds) in operators.items()), key=lambda row: -row[2]),
         profiler,
     )
+
+
+def per_step(calls: list[float], steps: int) -> float:
+    """The seconds of a step that go to calls of one kind, each counted as the median of all.
+
+    Example:
+        >>> per_step([1.0, 1.0, 1.0, 9.0], steps=2)   # two calls a step; one of the four was disturbed
+        2.0
+    """
+    return median(calls) * len(calls) / steps
 
 
 def group_of(event: Any, vocab_size: int) -> str:

@@ -191,7 +191,7 @@ def show_breakdown(title: str, breakdown: Breakdown, *, longest: int = 25) -> st
     groups = [share(name, seconds) for name, seconds in breakdown.groups.items()]
     operators = [{**share(name, seconds), "calls/step": f"{calls:,.0f}"}
                  for name, calls, seconds in breakdown.operators[:longest]]
-    return (f"{title}: {1e3 * breakdown.step:,.1f} ms/step, {1e3 * whole:,.1f} under the profiler\n\n"
+    return (f"{title}: {1e3 * breakdown.step_s:,.1f} ms/step, {1e3 * breakdown.profiled_s:,.1f} under the profiler\n\n"
             f"{format_table(groups)}\n\n{format_table(operators)}\n")
 
 
