@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from llm.nn import Attention
+
 if TYPE_CHECKING:
     from llm.models.decoder import Decoder
 
@@ -79,7 +81,8 @@ def init_copying(model: "Decoder", generator: torch.Generator | None = None, *, 
         True
     """
     for block in model.blocks:
-        attention = block.attention
+        attention = block.get_submodule("attention")
+        assert isinstance(attention, Attention)
         nn.init.orthogonal_(attention.v_proj.weight, generator=generator)
         heads = attention.v_proj.weight.unflatten(0, (-1, attention.head_dim))   # (G, D, C)
         num_sharing = attention.q_proj.out_features // attention.v_proj.out_features   # query heads to a value head

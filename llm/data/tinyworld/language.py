@@ -98,8 +98,7 @@ def corner(name: str) -> Language:
     """
     whole = load(name)
     plots = [beat.split(".")[0] for beat in whole.beats if beat.endswith(".wish")][:CORNER_PLOTS]
-    plain = {beat: list(filter(_is_plain, templates)) for beat, templates in whole.beats.items() if beat in COMMON_BEATS}
-    common = {beat: templates[:CORNER_TEMPLATES] for beat, templates in plain.items()}
+    common = {beat: list(filter(_is_plain, whole.beats[beat]))[:CORNER_TEMPLATES] for beat in COMMON_BEATS}
     told = {beat: templates[:1] for beat, templates in whole.beats.items() if beat.split(".")[0] in plots}
     pools = {pool: Pool(words.entries[:CORNER_WORDS]) for pool, words in whole.pools.items()}
     for mood in MOODS:
