@@ -113,7 +113,7 @@ def _open(path: Path) -> Any:
     try:
         return safetensors.safe_open(path, framework="pt")
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}; copy it again, or use another checkpoint") from error
 
 
 def _names(path: Path) -> list[str]:
