@@ -134,7 +134,8 @@ SETTINGS: list[tuple[str, Prepare, str, int, str]] = [
     ("eps that is no number", nothing, "--norm-eps nan", 2, r"norm_eps=nan must lie in \[0, 1\); 1e-5 is usual"),
     ("larger than memory", nothing, "--dim 1000000", 1, "dim=1000000, num_layers=1: weights, gradients and AdamW take "
      "about 192.0 TB, but cpu has .* GB in all; choose smaller numbers"),
-    ("larger than numbers", nothing, "--dim 4000000000 --mlp-dim 4000000000", 1, "AdamW take more than 18446744.1 TB, but cpu has"),
+    ("larger than numbers", nothing, "--dim 4000000000 --mlp-dim 4000000000", 1,
+     "AdamW take more than 18446744.1 TB, but cpu has"),
     ("infinite learning rate", nothing, "--lr inf", 2, "lr=inf must be finite; the first step would"),
     ("learning rate that is no number", nothing, "--lr nan", 2, "lr=nan must be above 0"),
     ("empty batch", nothing, "--batch-size 0", 2, "batch_size=0 must be at least 1"),

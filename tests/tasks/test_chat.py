@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,7 @@ def test_in_a_terminal_ctrl_c_does_not_end_it_and_ctrl_d_does(folder: str) -> No
 
     try:
         until("> ")
+        time.sleep(0.5)   # between the prompt and the waiting for keys, readline takes no note of a signal
         process.send_signal(signal.SIGINT)
         until("Ctrl-D or /quit ends.")
         until("> ")
