@@ -24,8 +24,8 @@ def orthogonalize(matrices: Tensor, *, steps: int = 5, dtype: torch.dtype | None
     Args:
         matrices: (..., rows, columns), any float dtype; each is treated on its own.
         steps: of the iteration.
-        dtype: of the iteration; default bf16 where the hardware multiplies it, else float32, since emulated bf16 is
-            a hundred times slower.
+        dtype: of the iteration; default bf16 where the hardware multiplies it, else float32, since emulated bf16
+            is many times slower.
 
     Returns:
         The same shape in that dtype.
