@@ -318,7 +318,7 @@ def _read_json(path: Path, *, keys: Iterable[str] = ()) -> dict[str, Any]:
     """An object with at least these keys, or a ValueError that names the file."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(table, dict):
         raise ValueError(f"{path} is damaged: it holds no object")
