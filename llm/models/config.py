@@ -92,6 +92,8 @@ class GPTConfig(ModelConfig):
         found = super().complaints()
         if self.num_heads > 0 and self.dim % self.num_heads:
             found.append(f"num_heads={self.num_heads} does not divide dim={self.dim}; {_near_divisors(self)}")
+        if not 0 <= self.norm_eps < 1:
+            found.append(f"norm_eps={self.norm_eps} must lie in [0, 1); 1e-5 is usual")
         return found
 
     @property
@@ -139,11 +141,16 @@ class QwenConfig(ModelConfig):
         elif self.num_heads > 0 and self.head_width % 2:
             found.append(f"head_dim={self.head_width} is odd; RoPE turns pairs, choose an even width")
         if self.kv_heads < 1 or self.num_heads % self.kv_heads:
-            found.append(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}")
+            found.append(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}; choose one "
+                         "that does, 1 or more")
+        if self.head_dim is not None and self.head_dim < 1:
+            found.append(f"head_dim={self.head_dim} must be at least 1; leave it out for dim / num_heads")
         if self.use_qk_norm and self.use_qkv_bias:
             found.append("use_qk_norm and use_qkv_bias together are no published model; choose one")
-        if self.rope_theta <= 0:
-            found.append(f"rope_theta={self.rope_theta} must be positive")
+        if not 0 < self.rope_theta < float("inf"):
+            found.append(f"rope_theta={self.rope_theta} must be positive; 10000 is usual")
+        if not 0 <= self.norm_eps < 1:
+            found.append(f"norm_eps={self.norm_eps} must lie in [0, 1); 1e-6 is usual")
         if self.num_heads > 0:
             found += self.rope_scaling.complaints(context_length=self.context_length, head_dim=self.head_width)
         if self.sliding_window is not None and self.sliding_window < 1:

@@ -125,8 +125,8 @@ class Decoder(nn.Module):
             `Output` with one field set.
 
         Raises:
-            ValueError: if the text is longer than the context or the cache, targets are not of the shape of
-                input_ids, or the reduction is unknown.
+            ValueError: if the text is longer than the context or the cache or its positions are beyond, targets are
+                not of the shape of input_ids or beside logits_at, or the reduction is unknown.
 
         Example:
             >>> import llm, torch
@@ -139,6 +139,9 @@ class Decoder(nn.Module):
                              f"{tuple(input_ids.shape)}; give each position its next token, or IGNORE_INDEX")
         if reduction not in ("sum", "none"):
             raise ValueError(f"reduction={reduction!r} is not one of sum, none; for a mean divide the sum yourself")
+        if targets is not None and logits_at is not None:
+            raise ValueError("targets and logits_at were both given, but with targets there are no logits; leave one "
+                             "out")
         read, held, offset = (cache.length, cache.num_held, cache.offset) if cache is not None else (0, 0, 0)
         length = input_ids.shape[1]
         if read + length > self.config.context_length:
@@ -146,6 +149,10 @@ class Decoder(nn.Module):
                              f"{self.config.context_length}; shorten the text")
         if cache is not None and held + length > cache.max_length:
             raise ValueError(f"{held + length} tokens exceed the cache's max_length of {cache.max_length}")
+
+        if positions is not None and not 0 <= int(positions.min()) <= int(positions.max()) < self.config.context_length:
+            raise ValueError(f"positions from {int(positions.min())} to {int(positions.max())} leave the model's "
+                             f"context_length of {self.config.context_length}; begin each text at 0")
 
         slots = positions - offset if positions is not None and cache is not None else None
         plan = plan_attention(length, cached=held, slots=slots, segment_ids=segment_ids, window=self.config.window,

@@ -147,3 +147,11 @@ def test_targets_of_another_shape_and_unknown_reductions_are_refused(tiny_model:
         tiny_model(ids, targets=ids.T)
     with pytest.raises(ValueError, match="reduction='mean'"):
         tiny_model(ids, targets=ids, reduction="mean")
+    with pytest.raises(ValueError, match="targets and logits_at were both given"):
+        tiny_model(ids, targets=ids, logits_at=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(("first", "message"), [(29, "positions from 29 to 32 leave .* 32"), (-1, "from -1 to 2")])
+def test_positions_past_the_context_are_refused(tiny_model: Decoder, first: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model(torch.zeros(1, 4, dtype=torch.int64), positions=torch.arange(first, first + 4)[None])
