@@ -7,8 +7,10 @@ is such a file. Nothing here imports torch, so that `--help` answers at once.
 Read next: `llm/train/config.py` for the settings of a training run.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import math
 import re
@@ -16,11 +18,13 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
+
+from llm.launch import read_launch
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
@@ -35,6 +39,10 @@ else:
     Derived = tyro.conf.Suppress   # marks a field that follows from other settings: in run.toml, but not a flag
 
 PRESETS = Path(__file__).parent / "presets"
+
+
+class UsageError(ValueError):
+    """A command line that cannot be meant; as is the custom, a command ends with status 2 then."""
 
 
 def load(
@@ -57,9 +65,10 @@ def load(
         resume_file: for tasks with `--resume`: given its value, the run.toml that takes the config file's place.
 
     Returns:
-        The settings. A bad flag or `--help` ends the process, as for any command.
+        The settings. `--help` ends the process, as for any command.
 
     Raises:
+        UsageError: for a bad flag, in one line.
         ValueError: for a config file with unknown keys, wrong types or of an unknown name, and for --resume beside
             --config or --model.
     """
@@ -82,7 +91,9 @@ def load(
         fixed = choose_model(checked(table.get("model", _default(config_class, "model")), str, f"{name}: model"))
     default = merge(config_class(**fixed), table, where=name)
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.HelptextFromCommentsOff)
-    return tyro.cli(config_class, prog=prog, args=argv, default=default, config=options)
+    with _complaints_in_one_line():
+        config = tyro.cli(config_class, prog=prog, args=argv, default=default, config=options)
+    return config
 
 
 def load_command(
@@ -99,11 +110,15 @@ def load_command(
         argv, prog, choose_model: as in `load`; the model is chosen for commands with a field `model`.
 
     Returns:
-        The settings; their class says which command it is. A missing or unknown command or `--help` ends the process.
+        The settings; their class says which command it is. `--help` ends the process.
+
+    Raises:
+        UsageError: for a missing or unknown command, and as in `load`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in commands:
-        tyro.extras.subcommand_cli_from_dict(dict(commands), prog=prog, args=argv)   # says what there is, and ends
+        with _complaints_in_one_line():
+            tyro.extras.subcommand_cli_from_dict(dict(commands), prog=prog, args=argv)   # says what there is, and ends
         raise AssertionError("tyro accepted an unknown command")
     config_class = commands[argv[0]]
     has_model = any(field.name == "model" for field in dataclasses.fields(config_class))
@@ -226,6 +241,42 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
         return "there are none to choose from"
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(choices)}"
+
+
+@contextlib.contextmanager
+def _complaints_in_one_line() -> Iterator[None]:
+    """Around tyro: what it would print before it ends the process becomes a UsageError; the help stays as it is."""
+    complaint = io.StringIO()
+    help_goes_to = sys.stdout if read_launch().rank == 0 else io.StringIO()   # of several processes one shows it
+    try:
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(help_goes_to):
+            yield
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_in_one_line(complaint.getvalue())) from None
+
+
+def _in_one_line(box: str) -> str:
+    """What tyro complains of, without the frame it draws around it and without the help texts."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)   # without colours
+    rows = [row.strip("│ ") for row in plain.splitlines()[1:]]   # the first is a title
+    sections: list[list[str]] = [[]]
+    for row in rows:
+        if set(row) and set(row) <= set("─-╰╯"):
+            sections.append([])
+        else:
+            sections[-1].append(row)
+    said, *others = [section for section in sections if any(section)]
+    message = " ".join(said).split("  Got errors:")[0].strip().removesuffix(".")
+    if (complaint := re.match(r"Error parsing (?!-)\S+: (.*)", message)):
+        return complaint[1]   # of a dataclass of ours, which says all there is to say
+    if (complaint := re.match(r"Error parsing (--\S+): no type matching (\S+) could .* from \['(.*)'\]", message)):
+        message = f"{complaint[1]} {complaint[3]} must be {complaint[2].replace('|', ' or ')}"
+    near = list(dict.fromkeys(row.split()[0] for section in others for row in section if row.startswith("--")))
+    if message.startswith("Unrecognized") and near:
+        return f"{message}; did you mean {' or '.join(near[:3])}?"
+    return f"{message}; --help lists every flag"
 
 
 def _flag(argv: Sequence[str], name: str) -> str | None:

@@ -28,7 +28,7 @@ def evaluate(
         model: left in the mode it came in.
         objective: says what a batch weighs and costs.
         dataset: read with seed 0 and epoch 0.
-        world: device, precision and processes.
+        world: device, precision and processes; each of several reads its share.
         batch_size: samples at a time; only speed and memory depend on it.
         max_tokens: stop after the samples that hold this many tokens; default all.
 
@@ -40,14 +40,18 @@ def evaluate(
     """
     lengths = dataset.lengths(0, 0)
     count = len(lengths) if max_tokens is None else int(np.searchsorted(np.cumsum(lengths), max_tokens)) + 1
+    ids = np.arange(len(lengths))[:count]
+    num_batches = -(-len(ids) // (batch_size * world.size)) * world.size   # as many for each process
     sums: dict[str, list[float]] = {"loss": [0.0, 0.0]}   # name to [sum, count], in Python's float64
     cuda = [world.device] if world.device.type == "cuda" else []
     was_training = model.training
     model.eval()
     try:
         with torch.random.fork_rng(devices=cuda):   # a module of the user's own may draw random numbers even now
-            for ids in np.array_split(np.arange(len(lengths))[:count], -(-min(count, len(lengths)) // batch_size)):
-                batch = world.to_device(dataset.batch(ids, seed=0, epoch=0))
+            for chosen in np.array_split(ids, num_batches)[world.rank :: world.size]:
+                if not len(chosen):
+                    continue   # fewer samples than processes
+                batch = world.to_device(dataset.batch(chosen, seed=0, epoch=0))
                 with world.autocast():
                     result = objective(model, batch)
                 found = {"loss": (result.loss_sum, objective.weight(batch)), **result.metrics}
@@ -57,7 +61,7 @@ def evaluate(
                     total[1] += number
     finally:
         model.train(was_training)
-    totals = world.total([number for pair in sums.values() for number in pair])
-    if not totals[1]:
+    totals = world.total_by_name(sums)
+    if not totals["loss"][1]:
         raise ValueError("nothing in the validation data is supervised: every target is ignored")
-    return {name: totals[2 * place] / max(totals[2 * place + 1], 1) for place, name in enumerate(sums)}
+    return {name: value / max(number, 1) for name, (value, number) in totals.items()}

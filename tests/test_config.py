@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import llm
-from llm.config import load, merge, read_toml, write_toml
+from llm.config import UsageError, load, merge, read_toml, write_toml
 from llm.models.config import GPTConfig, QwenConfig, model_preset
 from llm.tasks.generate import GenerateConfig
 from llm.tasks.pretrain import PretrainConfig, choose_model
@@ -149,15 +149,14 @@ def test_unknown_presets_name_the_nearest(argv: list[str], message: str) -> None
     (["--steps", "0"], "steps=0 must be at least 1"),
     (["--num-heads", "3"], "num_heads=3 does not divide dim=256; choose 2 or 4"),
 ])
-def test_a_bad_flag_ends_with_status_2_and_a_hint(
+def test_a_bad_flag_is_told_in_one_line_with_a_hint(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(UsageError) as caught:
         pretrain_settings(*argv)
-    assert caught.value.code == 2
-    streams = capsys.readouterr()
-    assert message in streams.err
-    assert not streams.out
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
 
 
 def leaves(config: Any) -> list[str]:

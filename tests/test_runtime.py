@@ -1,10 +1,11 @@
 """Laws of the machine: precision is a table, a device that is not there is named, and nothing is global."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from llm.launch import Launch, read_launch
 from llm.runtime import World, peak_memory, resolve_precision, start
 
 
@@ -17,7 +18,7 @@ def test_the_table_of_precisions(requested: str, device: str, has_bf16: bool, ex
     assert resolve_precision(requested, device, has_bf16=has_bf16) == expected
 
 
-def test_settings_that_cannot_be_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_cannot_be_are_named() -> None:
     with pytest.raises(ValueError, match="precision='fp8'; choose from auto, fp32, bf16, fp16"):
         start(device="cpu", precision="fp8")
     with pytest.raises(ValueError, match="threads=0"):
@@ -26,9 +27,33 @@ def test_settings_that_cannot_be_are_named(monkeypatch: pytest.MonkeyPatch) -> N
         start(device="gpu")
     with pytest.raises(ValueError, match=r"--device cuda:99: this torch sees \d+ CUDA devices"):
         start(device="cuda:99")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"WORLD_SIZE=2.*one process"):
-        start(device="cpu")
+    with pytest.raises(ValueError, match="parallel='fdsp'; choose from auto, none, ddp"):
+        start(device="cpu", parallel="fdsp")
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"parallel": "none"}, "torchrun started 2 processes, and with parallel=none each would work for itself; use"),
+    ({"device": "cuda:0"}, "--device cuda:0: each of 2 processes takes a GPU of its own; use --device cuda"),
+    ({"device": "cuda"}, r"--device cuda:7: this torch sees \d CUDA devices; use another, fewer processes"),
+])
+def test_what_several_processes_cannot_have_is_named_before_they_meet(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        start(**{"device": "cpu", "parallel": "ddp", **settings}, launch=Launch(rank=7, local_rank=7, size=2))
+
+
+@pytest.mark.parametrize(("environment", "message"), [
+    ({"WORLD_SIZE": "2"}, "RANK=None beside WORLD_SIZE=2: both are numbers that torchrun sets"),
+    ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE=two beside WORLD_SIZE=two: both are numbers"),
+    ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2 must be below WORLD_SIZE=2; start the command with torchrun"),
+])
+def test_an_environment_that_makes_no_sense_is_named(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_launch(environment)
+
+
+def test_asking_one_process_to_work_together_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    assert start(device="cpu", parallel="ddp").size == 1
+    assert "parallel=ddp has no effect on one process" in caplog.text
 
 
 def test_threads_are_set_only_when_asked() -> None:

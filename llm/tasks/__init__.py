@@ -1,25 +1,78 @@
 """The commands: `python -m llm.tasks.pretrain` and so on. Each reads like a recipe; `python -m llm` lists them."""
 
 import codecs
+import contextlib
+import errno
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
+
+from llm.config import UsageError
+from llm.launch import read_launch
 
 
-def entry(main: Callable[[], int | None]) -> None:
-    """Run a task as a command: what the user can mend ends in one clear line, not in a traceback."""
+def entry(main: Callable[[], int | None], *, is_for_several: bool = False) -> None:
+    """Run a task as a command: what the user can mend ends in one clear line, not in a traceback.
+
+    Args:
+        main: the task.
+        is_for_several: whether several processes, started by torchrun, may run it together. The first of them to fail
+            tells why, and all end.
+    """
     _leave_ascii()
     try:
+        launch = read_launch()
+        if launch.size > 1 and not is_for_several:
+            raise ValueError(f"torchrun started {launch.size} processes, but this command works in one; start it "
+                             "without torchrun")
         sys.exit(main() or 0)
     except BrokenPipeError:   # whoever read the text has seen enough, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # else Python complains when it ends
         sys.exit(1)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        _fail(f"error: {_told(error)}", 2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:   # a fault of ours
+        _fail(traceback.format_exc(), 1)
+
+
+REMEDIES = {
+    errno.ENOSPC: "make room, then go on with --resume",
+    errno.EDQUOT: "make room, then go on with --resume",
+    errno.ENOENT: "check the path; what is read must stay there meanwhile",
+    errno.ENOTDIR: "a part of the path is a file; choose another path",
+    errno.EISDIR: "name a file instead",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EACCES: "change its rights, or choose another path",
+    errno.EPERM: "change its rights, or choose another path",
+    errno.EROFS: "choose a path that can be written",
+}
+
+
+def _told(error: Exception) -> str:
+    """An error in one line, those of the system and of torch too."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, MemoryError) or "allocate memory" in lines[0] or "out of memory" in lines[0]:
+        return f"{lines[0]}; lower --batch-size, raise --accumulate or choose a smaller model"
+    if isinstance(error, OSError) and error.filename is not None:
+        remedy = REMEDIES.get(error.errno or 0)
+        return f"{error.filename}: {error.strerror}" + (f"; {remedy}" if remedy else "")
+    # what torch raises goes on with the places in its own code
+    return lines[0] if isinstance(error, RuntimeError) else " ".join(map(str.strip, lines))
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    with contextlib.suppress(ValueError):   # an environment that makes no sense is what the message is about
+        if read_launch().size > 1:
+            from llm.runtime import end_all
+
+            end_all(message, status)
+    print(message, file=sys.stderr)
+    sys.exit(status)
 
 
 def _leave_ascii() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from llm.config import load
 from llm.data import tinyworld
 from llm.tasks import entry
-from llm.tasks.pretrain import PretrainConfig, choose_model, pretrain
+from llm.tasks.pretrain import PretrainConfig, begin, choose_model, pretrain
 from llm.train.run import find_run, open_run
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                   resume_file=lambda name: find_run("demo", name) / "run.toml")
     train = write_stories(folder / "train.txt", seed=TRAIN_SEED, characters=TRAIN_CHARACTERS)
     val = write_stories(folder / "val.txt", seed=VAL_SEED, characters=VAL_CHARACTERS)
-    with open_run("demo", config.run) as run:
-        stop_signal = pretrain(config, run)
+    with begin(config) as world, open_run("demo", config.run) as run:
+        stop_signal = pretrain(config, run, world)
     if stop_signal:
         return 128 + stop_signal
     report = examine(run, val, set(train), config)

@@ -16,6 +16,7 @@ from llm.train.run import RunConfig, find_run, keep_settings, open_run, record_e
 if TYPE_CHECKING:
     from llm.data.corpus import Corpus
     from llm.models.decoder import Decoder
+    from llm.runtime import World
     from llm.tokenizers.tokenizer import Tokenizer
     from llm.train.samples import SampleWriter
 
@@ -67,10 +68,20 @@ def parse(argv: Sequence[str] | None = None) -> PretrainConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse(argv)
-    with open_run("pretrain", config.run) as folder:
-        stop_signal = pretrain(config, folder)
-    print(folder)
+    with begin(config) as world:
+        with open_run("pretrain", config.run, world) as folder:
+            stop_signal = pretrain(config, folder, world)
+        if world.is_main:   # before they part: torchrun ends all when the first has gone with a status
+            print(folder, flush=True)
     return 128 + stop_signal if stop_signal else 0
+
+
+def begin(config: PretrainConfig) -> "World":
+    """Settle device and precision, and meet the other processes if there are several."""
+    from llm.runtime import start  # here, not above: --help must not wait for torch
+
+    return start(device=config.train.device, precision=config.train.precision, threads=config.train.threads,
+                 parallel=config.train.parallel)
 
 
 def choose_model(name: str) -> Mapping[str, Any]:
@@ -87,25 +98,31 @@ def is_folder(name: str) -> bool:
     return name not in preset_names("models") and (Path(name).is_dir() or Path(name).suffix == ".gguf")
 
 
-def pretrain(config: PretrainConfig, folder: Path) -> int | None:
+def pretrain(config: PretrainConfig, folder: Path, world: "World") -> int | None:
     """Train in a run folder; returns the signal that ended it early, if one did."""
-    from llm.data.datasets import TokenWindows  # here, not above: --help must not wait for torch
+    from llm.data.datasets import TokenWindows
     from llm.models.profile import format_bytes, profile_model
     from llm.objectives.language import NextToken
-    from llm.runtime import peak_memory, start
+    from llm.runtime import peak_memory
     from llm.train.logger import trackers
     from llm.train.trainer import Trainer
 
-    world = start(device=config.train.device, precision=config.train.precision, threads=config.train.threads)
-    model, corpus = model_and_corpus(config)
+    with world.main_first():   # it may download
+        model, corpus = model_and_corpus(config, world)
     tokenizer, vocab_size = corpus.tokenizer, model.config.vocab_size
     context = config.data.context or model.config.context_length
-    record_environment(folder, hashes={"data": corpus.fingerprint,
-                                       "tokenizer": tokenizer.fingerprint if tokenizer else None})
-    profile = profile_model(model.config, rows=-(-config.train.batch_size // config.train.accumulate), context=context,
-                            precision=world.precision, device_type=world.device.type,
-                            use_checkpointing=config.train.activation_checkpointing)
-    log.info("%s on %s in %s: %s", config.model, world.device, world.precision, profile)
+    if context >= len(corpus.train):
+        raise ValueError(f"--context {context} is longer than the training text, which has {len(corpus.train)} tokens; "
+                         f"give more text, or --context {len(corpus.train) - 1} at most")
+    hashes = {"data": corpus.fingerprint, "tokenizer": tokenizer.fingerprint if tokenizer else None}
+    world.agree("data and tokenizer", hashes)
+    if world.is_main:
+        record_environment(folder, hashes=hashes)
+    rows = -(-config.train.batch_size // (config.train.accumulate * world.size))
+    profile = profile_model(model.config, rows=rows, context=context, precision=world.precision,
+                            device_type=world.device.type, use_checkpointing=config.train.activation_checkpointing)
+    processes = f"{world.size} processes on {world.device.type}, each" if world.size > 1 else str(world.device)
+    log.info("%s on %s in %s: %s", config.model, processes, world.precision, profile)
     trainer = Trainer(
         model,
         NextToken(tokenizer.byte_counts if tokenizer else None),
@@ -117,12 +134,14 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
         folder=folder,
         tokenizer=tokenizer,
         world=world,
-        loggers=trackers(folder, config, tensorboard=config.run.tensorboard, wandb=config.run.wandb),
+        loggers=trackers(folder, config, tensorboard=config.run.tensorboard and world.is_main,
+                         wandb=config.run.wandb and world.is_main),
         after_eval=sample_writer(config.samples, tokenizer),
     )
     if config.run.resume:
         trainer.resume()
-    keep_settings(folder, config)
+    if world.is_main:
+        keep_settings(folder, config)
     memory_before = peak_memory(world.device)
     state = trainer.fit()
     speed = state.tokens / max(state.elapsed_s, 1e-9)
@@ -132,7 +151,7 @@ def pretrain(config: PretrainConfig, folder: Path) -> int | None:
     return trainer.stop_signal
 
 
-def model_and_corpus(config: PretrainConfig) -> "tuple[Decoder, Corpus]":
+def model_and_corpus(config: PretrainConfig, world: "World") -> "tuple[Decoder, Corpus]":
     """What to train and on what: each brings something the other needs, the vocabulary or the tokenizer."""
     import torch
 
@@ -146,6 +165,7 @@ def model_and_corpus(config: PretrainConfig) -> "tuple[Decoder, Corpus]":
         corpus = load_corpus(data)
         architecture = replace(config.architecture, vocab_size=corpus.vocab_size,
                                context_length=config.data.context or config.architecture.context_length)
+        check_size(architecture, world)
         generator = torch.Generator().manual_seed(config.train.seed)
         model = build_model(architecture, dropout=config.train.dropout, generator=generator)
         if config.init == "copying":
@@ -168,6 +188,24 @@ def model_and_corpus(config: PretrainConfig) -> "tuple[Decoder, Corpus]":
         raise ValueError(f"--context {config.data.context} exceeds the model's "
                          f"context_length={model.config.context_length}")
     return model, corpus
+
+
+def check_size(model: ModelConfig, world: "World") -> None:
+    """Refuse a model that no step of training can fit, before torch's allocator does so in its own words."""
+    from llm.models.build import empty_model
+    from llm.models.profile import format_bytes
+    from llm.runtime import total_memory
+
+    there = total_memory(world.device)
+    try:
+        # a weight, its gradient and AdamW's two moments, each in float32
+        needed = 16 * sum(parameter.numel() for parameter in empty_model(model).parameters())
+    except RuntimeError:   # more than 64 bits can count
+        needed = 2**64
+    if there is not None and needed > there:
+        raise ValueError(f"dim={model.dim}, num_layers={model.num_layers}: weights, gradients and AdamW take "
+                         f"{'more than' if needed == 2**64 else 'about'} {format_bytes(needed)}, but "
+                         f"{world.device.type} has {format_bytes(there)} in all; choose smaller numbers")
 
 
 def document_end(config: DataConfig, tokenizer: "Tokenizer | None") -> int | None:
@@ -193,4 +231,4 @@ def sample_writer(config: SampleConfig, tokenizer: "Tokenizer | None") -> "Sampl
 
 
 if __name__ == "__main__":
-    entry(main)
+    entry(main, is_for_several=True)

@@ -71,7 +71,10 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     threads: int | None = None
-    """CPU threads; default torch's choice."""
+    """CPU threads of each process; default torch's choice."""
+    parallel: Literal["auto", "none", "ddp"] = "auto"
+    """How the processes that torchrun starts work together: ddp gives each the whole model, none refuses several;
+    auto is what fits their number."""
 
     def __post_init__(self) -> None:
         found = []
@@ -88,6 +91,9 @@ class TrainConfig:
         for name in ("lr", "muon_lr"):
             if not getattr(self, name) > 0:
                 found.append(f"{name}={getattr(self, name)} must be above 0")
+        for name in ("lr", "muon_lr", "weight_decay"):
+            if getattr(self, name) == float("inf"):
+                found.append(f"{name}=inf must be finite; the first step would make every weight infinite")
         if self.accumulate > self.batch_size:
             found.append(f"accumulate={self.accumulate} exceeds batch_size={self.batch_size}; a step cannot be cut "
                          "finer than its samples")

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
+GROWING = ("metrics.jsonl", "samples.txt")   # files of a run that only grow; a resumed run cuts them back
 
 
 class Logger(Protocol):
@@ -160,6 +161,25 @@ def trackers(folder: Path, settings: Any, *, tensorboard: bool, wandb: bool) -> 
     if wandb:
         chosen.append(Guarded(WandB, folder, settings=asdict(settings)))
     return chosen
+
+
+def lengths_on_disk(folder: Path) -> dict[str, int]:
+    """The lengths of a run's growing files, after forcing them to the disk; 0 where there is none yet."""
+    lengths = dict.fromkeys(GROWING, 0)
+    for path in (folder / name for name in GROWING if (folder / name).is_file()):
+        with open(path, "ab") as file:
+            os.fsync(file.fileno())
+            lengths[path.name] = file.tell()
+    return lengths
+
+
+def cut_back(folder: Path, lengths: Mapping[str, int]) -> None:
+    """Take a run's growing files back to what they were; to nothing, where no length is given."""
+    for path in (folder / name for name in GROWING if (folder / name).is_file()):
+        length = lengths.get(path.name, 0)
+        if (now := path.stat().st_size) < length:
+            log.warning("%s has lost its end: %d bytes of %d are left", path, now, length)
+        os.truncate(path, min(now, length))   # beyond its end it would be filled with zeros
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,12 +20,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
 from llm.config import write_toml
 from llm.train.logger import naming
+
+if TYPE_CHECKING:
+    from llm.runtime import World
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +82,10 @@ def find_run(task: str, name: str) -> Path:
 
 
 @contextmanager
-def open_run(task: str, config: FolderConfig) -> Iterator[Path]:
+def open_run(task: str, config: FolderConfig, world: "World | None" = None) -> Iterator[Path]:
     """Make the run folder, or go back to it; meanwhile everything logged goes to the console and to train.log.
+
+    Of several processes the first does all this; the others learn from it where the folder is, and keep silent.
 
     It becomes a run with `keep_settings`. If what was asked for turns out impossible before that, a folder made here
     is removed again, so that the corrected command finds its place free.
@@ -87,26 +93,28 @@ def open_run(task: str, config: FolderConfig) -> Iterator[Path]:
     Args:
         task: the command's name.
         config: where and under which name.
+        world: the processes; default this one alone.
 
     Yields:
         The folder.
 
     Raises:
-        ValueError: if the folder holds another run.
+        ValueError: if the folder holds another run, or one that is still going on.
     """
+    if world is not None and not world.is_main:
+        with _silence():
+            yield Path(world.gather(None)[0])
+        return
     resume = config.resume if isinstance(config, RunConfig) else None
     folder, is_new = (find_run(task, resume), False) if resume else _new_folder(task, config)
-    try:
-        with _logging_to(folder / "train.log"):
-            try:
-                yield folder
-            except Exception:
-                logging.getLogger("llm.traceback").exception("the run failed")   # in train.log only: _ConsoleHandler
-                raise
-    except (ValueError, OSError, KeyboardInterrupt):   # not for a fault of ours: train.log tells of it
-        if is_new and not (folder / "run.toml").exists():
-            shutil.rmtree(folder)
-        raise
+    if world is not None:
+        world.gather(str(folder))
+    with _locked(folder), _removed_unless_begun(folder, is_new=is_new), _logging_to(folder / "train.log"):
+        try:
+            yield folder
+        except Exception:
+            logging.getLogger("llm.traceback").exception("the run failed")   # in train.log only: _ConsoleHandler
+            raise
 
 
 def keep_settings(folder: Path, settings: Any) -> None:
@@ -160,6 +168,8 @@ def _new_folder(task: str, config: FolderConfig) -> tuple[Path, bool]:
     """The folder of a new run, and whether it was made here."""
     if config.out:
         folder = Path(config.out)
+        if folder.is_file():
+            raise ValueError(f"--out {folder} is a file; name a folder, new or empty")
         if any((folder / name).exists() for name in ("run.toml", "metrics.jsonl", "checkpoints")):
             remedy = f"go on with --resume {folder}, or " if isinstance(config, RunConfig) else ""
             raise ValueError(f"{folder} holds a run already; {remedy}choose another --out")
@@ -176,6 +186,56 @@ def _new_folder(task: str, config: FolderConfig) -> tuple[Path, bool]:
         except FileExistsError:   # another run began in the same second
             number += 1
             folder = folder.with_name(f"{name}-{number}")
+
+
+@contextmanager
+def _removed_unless_begun(folder: Path, *, is_new: bool) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, KeyboardInterrupt):   # not for a fault of ours: train.log tells of it
+        if is_new and not (folder / "run.toml").exists():
+            shutil.rmtree(folder)
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder. The system takes the lock from a process that dies, so none is stale.
+
+    Raises:
+        ValueError: if another process has the folder.
+    """
+    path = folder / ".lock"
+    with naming(path):
+        file = _take(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):   # it went with its folder; or Windows, where nobody removes an open file
+            path.unlink()
+        file.close()
+
+
+def _take(path: Path) -> TextIO:
+    """The lock file, open and locked; where the system has no such locks (Windows), only open."""
+    while True:
+        file = open(path, "a+", encoding="utf-8")   # noqa: SIM115 - as long as it is open, it is ours
+        with suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ValueError(f"{path.parent} is in use by {file.read().strip() or 'another process'}; wait until "
+                                 "it has ended, or stop it") from None
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()   # who had it before has just removed it
+    with suppress(OSError):   # a full disk: then it does not say whose it is
+        file.truncate(0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return file
 
 
 class _ConsoleHandler(logging.Handler):
@@ -211,6 +271,20 @@ def _logging_to(path: Path) -> Iterator[None]:
         with suppress(OSError):
             file.close()
         logger.setLevel(level)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """For a process whose every word another one says too."""
+    logger, handler = logging.getLogger("llm"), logging.NullHandler()
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
 
 
 def _write_whole(path: Path, text: str) -> None:

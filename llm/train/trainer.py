@@ -3,20 +3,18 @@
 What makes it exact: an objective returns sums, and a step divides once, by all that the step supervises, so that one
 batch of 8 equals 4 micro-batches of 2. `state.step` is the only clock; data order and learning rate are functions of
 it, so a resumed run goes on bit for bit. What it trains need not be a model of ours.
+
+Several processes (`llm/runtime.py`) run this same loop on the same plan, each with its share of every step, and go
+through every moment together; where one does something alone, such as saving, the others wait for it.
 """
 
-import base64
 import logging
-import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -37,30 +35,15 @@ from llm.evaluate import evaluate
 from llm.objectives.base import Objective
 from llm.runtime import World, start
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.train.compiling import compile_blocks
 from llm.train.config import TrainConfig
-from llm.train.logger import Console, Guarded, JsonLines, Logger, Plot
+from llm.train.logger import Console, Guarded, JsonLines, Logger, Plot, cut_back, lengths_on_disk
 from llm.train.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from llm.train.schedule import lr_factor, warmup_steps
+from llm.train.signals import StopRequest
+from llm.train.state import TrainState
 
 log = logging.getLogger(__name__)
-
-GROWING = ("metrics.jsonl", "samples.txt")   # files of a run that only grow; a resumed run cuts them back
-
-
-@dataclass
-class TrainState:
-    """Where a run stands; together with weights, optimizer and RNG, all that a resumed run needs."""
-
-    step: int = 0              # optimizer steps of the plan done, skipped ones included: the only clock
-    epoch: int = 0
-    place: int = 0             # steps done in this epoch
-    tokens: int = 0            # read so far
-    elapsed_s: float = 0.0     # in training steps
-    wall_s: float = 0.0        # in all, up to the last save
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
 
 
 class Trainer:
@@ -75,8 +58,11 @@ class Trainer:
         folder: where metrics, plot and checkpoints go; None writes nothing.
         tokenizer: saved with every checkpoint.
         world: device, precision and processes; default from `config`.
-        loggers: told of every row besides the folder's own.
-        after_eval: called with the trainer and the row after each validation, such as to write samples.
+        loggers: told of every row besides the folder's own; of several processes only the first tells.
+        after_eval: called with the trainer and the row after each validation, such as to write samples; likewise.
+
+    Raises:
+        ValueError: if settings, model and processes do not fit each other.
 
     Example:
         >>> import llm, numpy as np
@@ -102,7 +88,8 @@ class Trainer:
         after_eval: Callable[["Trainer", dict[str, Any]], None] | None = None,
     ):
         self.config = config = config or TrainConfig()
-        self.world = world or start(device=config.device, precision=config.precision, threads=config.threads)
+        self.world = world or start(device=config.device, precision=config.precision, threads=config.threads,
+                                    parallel=config.parallel)
         self.model = model.to(self.world.device)
         self.objective = objective
         self.val = val
@@ -111,11 +98,16 @@ class Trainer:
         self.loggers = list(loggers)
         self.after_eval = after_eval
         self.state = TrainState()
-        self.stop_signal: int | None = None
+        self.saved_step: int | None = None
+        self.stop_signal: int | None = None   # what ended the run early
+        if config.accumulate * self.world.size > config.batch_size:
+            raise ValueError(f"batch_size={config.batch_size} cannot be cut into {self.world.size} processes x "
+                             f"accumulate={config.accumulate}; raise it, so that there is a sample for each")
         self.loader = Loader(train, batch_size=config.batch_size, accumulate=config.accumulate, seed=config.seed,
                              rank=self.world.rank, world_size=self.world.size)
         self.total_steps = config.steps or sum(self.loader.num_steps(epoch) for epoch in range(config.epochs or 1))
         warmup_steps(config, self.total_steps)   # complains now rather than at the first step
+        self.world.agree("how much there is to do", {"steps": self.total_steps, **self._order(0)})
         self.optimizers = build_optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.world.precision == "fp16")
         self.store = CheckpointStore(self.folder / "checkpoints", keep=config.keep) if self.folder else None
@@ -123,6 +115,7 @@ class Trainer:
             if not hasattr(model, "use_checkpointing"):
                 raise ValueError(f"{type(model).__name__} has no activation checkpointing; leave the setting out")
             model.use_checkpointing = True   # type: ignore[assignment]
+        self.wrapped = self.world.wrap(self.model)   # called in training only; everything else takes `model`
 
     def fit(self) -> TrainState:
         """Train to the last step, or until a signal asks to stop; returns where the run stands.
@@ -136,18 +129,19 @@ class Trainer:
         self.stop_signal = None
         if self.state.step == 0:
             self._check_folder_is_new()
-            torch.manual_seed(self.config.seed)   # dropout; a resumed run has its own state already
+            self.world.seed(self.config.seed)   # dropout; a resumed run has its own state already
         if self.config.compile:
             self.compile()
         self.model.train()
         started = time.perf_counter() - self.state.wall_s
+        request = StopRequest()
         own = self._folder_loggers()
         self.loggers += own
         bar = tqdm(total=self.total_steps, initial=self.state.step, unit="step", disable=not self._is_bar_wanted(),
                    dynamic_ncols=True, mininterval=0.5)
         try:
-            with self._signals():
-                while self.state.step < self.total_steps and self.stop_signal is None:
+            with request.listening():
+                while not self._is_stop_agreed(request) and self.state.step < self.total_steps:
                     row = self.train_step()
                     row["wall_s"] = round(time.perf_counter() - started, 3)
                     self._log(row)
@@ -157,7 +151,7 @@ class Trainer:
                     self.state.wall_s = time.perf_counter() - started
                     if self._is_save_due() or (is_best and self.config.save_best):
                         self.save(is_best=is_best)
-                if self.stop_signal is not None and self._is_unsaved():
+                if self.stop_signal is not None and self.saved_step != self.state.step:
                     self.save(is_best=False)
         finally:
             bar.close()
@@ -187,6 +181,7 @@ class Trainer:
         if weight:
             self.scaler.update()
         self.model.zero_grad(set_to_none=True)
+        self.world.share(self.model.buffers())   # running statistics, which each process has taken of its own share
 
         num_tokens = self.loader.num_tokens(state.epoch, state.place)
         state.step += 1
@@ -228,7 +223,7 @@ class Trainer:
         if is_best:
             state.best_loss, state.best_step = result["loss"], state.step
         self._log(row)
-        if self.after_eval is not None:
+        if self.after_eval is not None and self.world.is_main:
             with torch.random.fork_rng(devices=[self.world.device] if self.world.device.type == "cuda" else []):
                 self.after_eval(self, row)
             self.model.train()
@@ -238,18 +233,24 @@ class Trainer:
         """Write a complete checkpoint of this moment, if the trainer has a folder."""
         if self.store is None or self.folder is None:
             return
+        rng = self.world.gather(self.world.rng_state())
+        if self.world.is_main:
+            self._write(self.store, self.folder, rng, is_best=is_best)
+        self.world.barrier()   # none goes on before it is saved
+        self.saved_step = self.state.step
+
+    def _write(self, store: CheckpointStore, run: Path, rng: list[dict[str, str]], *, is_best: bool) -> None:
         state = {
-            **asdict(self.state), "rng": _pack_rng(self.world.device), "scaler": self.scaler.state_dict(),
+            **asdict(self.state), "rng": rng, "scaler": self.scaler.state_dict(),
             "world_size": self.world.size, "precision": self.world.precision, **self._order(self.state.epoch),
-            "lengths": {name: _length_on_disk(self.folder / name) for name in GROWING},
+            "lengths": lengths_on_disk(run),
         }
 
         def fill(folder: Path) -> None:
             save(self.model, folder, tokenizer=self.tokenizer)
             write_trainer_state(folder, state, optimizer_tensors(self.optimizers, unwrapped(self.model)))
 
-        self.store.write(self.state.step, fill, is_best=is_best)
-        log.debug("saved step %d", self.state.step)
+        store.write(self.state.step, fill, is_best=is_best)
 
     def resume(self) -> bool:
         """Go back to the latest checkpoint of the folder; without one, to the beginning. Returns whether there was one.
@@ -261,56 +262,69 @@ class Trainer:
         if self.store is None or self.folder is None:
             raise ValueError("a trainer without a folder has nothing to resume")
         step = self.store.read_index()["latest"]
-        lengths = dict.fromkeys(GROWING, 0)
+        self.world.agree("the latest checkpoint", step)
+        lengths: dict[str, int] = {}
         if step is None:
             log.warning("%s holds no complete checkpoint; starting at step 0", self.folder)
         else:
             keys = [*asdict(self.state), *self._order(0), "world_size", "precision", "rng", "scaler", "lengths"]
             saved, tensors = read_trainer_state(self.store.path(step), keys=keys)
-            for name, value in self._order(saved["epoch"]).items():
+            state = TrainState.from_saved(saved)
+            for name, value in self._order(state.epoch).items():
                 if saved[name] != value:
                     raise ValueError(f"{name}={value}, but the run was made with {saved[name]}: "
                                      "its data order would change; start a new run from its weights instead")
             for what, before, now in (("process(es)", saved["world_size"], self.world.size),
                                       ("precision", saved["precision"], self.world.precision)):
                 if before != now:
-                    log.warning("%s of the run: %s before, %s from now on: same data, same order, other rounding",
-                                what, before, now)
+                    log.warning("%s of the run: %s before, %s from now on: same data, same order, other rounding and "
+                                "dropout", what, before, now)
             load_weights(self.model, self.store.path(step))
             load_optimizer_tensors(self.optimizers, unwrapped(self.model), tensors)
             if saved["scaler"]:   # empty where the run had no fp16
                 self.scaler.load_state_dict(saved["scaler"])
-            self.state = TrainState(**{name: saved[name] for name in asdict(self.state)})
-            _unpack_rng(saved["rng"], self.world.device)
-            lengths = saved["lengths"]
+            self.state = state
+            self.world.restore_rng(saved["rng"], seed=self.config.seed, step=step)
+            lengths, self.saved_step = saved["lengths"], step
             log.info("resumed at step %d of %d", step, self.total_steps)
-        for name, length in lengths.items():
-            if (self.folder / name).is_file():
-                if (now := (self.folder / name).stat().st_size) < length:
-                    log.warning("%s has lost its end: %d bytes of %d are left", self.folder / name, now, length)
-                os.truncate(self.folder / name, min(now, length))   # beyond its end it would be filled with zeros
+        if self.world.is_main:
+            cut_back(self.folder, lengths)
         return step is not None
+
+    def _is_stop_agreed(self, request: StopRequest) -> bool:
+        """Whether any process was asked to stop; all hear of it at the same step."""
+        self.stop_signal = max(self.world.gather(self.stop_signal or request.number or 0)) or None
+        return self.stop_signal is not None
 
     def _backward(self, micro_batches: list[MicroBatch]) -> tuple[float, float, dict[str, float]]:
         """Gradients of the whole step's mean loss; returns the step's weight, loss sum and metrics."""
         weights = [0.0 if micro.is_empty else self.objective.weight(micro.batch) for micro in micro_batches]
         [total] = self.world.total([sum(weights)])
-        loss_sum = torch.zeros((), device=self.world.device)
-        metrics: dict[str, list[Any]] = {}
-        for (batch, is_empty), weight in zip(micro_batches, weights, strict=True):
-            with self.world.autocast():
-                result = self.objective(self.model, self.world.to_device(batch))
-            # gradients are averaged over processes, so each multiplies by their number
-            share = 0.0 if is_empty or not total else self.world.size / total
-            self.scaler.scale(result.loss_sum * share).backward()
+        sums: dict[str, list[Any]] = {"loss sum": [torch.zeros((), device=self.world.device)]}
+        for place, ((batch, is_empty), weight) in enumerate(zip(micro_batches, weights, strict=True), start=1):
+            with self.world.micro_batch(self.wrapped, is_last=place == len(micro_batches)):
+                with self.world.autocast():
+                    result = self.objective(self.wrapped, self.world.to_device(batch))
+                # gradients are averaged over processes, so each multiplies by their number
+                share = 0.0 if is_empty or not total else self.world.size / total
+                self.scaler.scale(result.loss_sum * share).backward()   # even of nothing: the others wait for it
             if weight:
-                loss_sum += result.loss_sum.detach()
+                sums["loss sum"][0] += result.loss_sum.detach()
                 for name, (value, count) in result.metrics.items():
-                    pair = metrics.setdefault(name, [0.0, 0.0])
+                    pair = sums.setdefault(name, [0.0, 0.0])
                     pair[0], pair[1] = pair[0] + value, pair[1] + count
-        sums = self.world.total([float(loss_sum)] + [float(number) for pair in metrics.values() for number in pair])
-        means = {name: sums[1 + 2 * place] / max(sums[2 + 2 * place], 1) for place, name in enumerate(metrics)}
-        return total, sums[0], means
+        if self.world.size > 1:
+            self._check_all_took_part()
+        totals = self.world.total_by_name(sums)
+        [loss_sum] = totals.pop("loss sum")
+        return total, loss_sum, {name: value / max(count, 1) for name, (value, count) in totals.items()}
+
+    def _check_all_took_part(self) -> None:
+        """A parameter without a gradient leaves its neighbours unaveraged, silently."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                raise ValueError(f"the parameter {name} had no part in the loss, and several processes train only what "
+                                 "has one in every step; freeze it with requires_grad_(False), or add 0 times it")
 
     def _clip(self) -> float:
         """The gradient's norm; afterwards it is no longer than `clip`."""
@@ -340,7 +354,7 @@ class Trainer:
                 "samples": self.loader.num_samples(epoch)}
 
     def _check_folder_is_new(self) -> None:
-        if self.folder is not None and self.store is not None:
+        if self.folder is not None and self.store is not None and self.world.is_main:
             metrics = self.folder / "metrics.jsonl"
             if self.store.read_index()["latest"] is not None or (metrics.is_file() and metrics.stat().st_size):
                 raise ValueError(f"{self.folder} holds a run already; call resume() first to go on with it, or choose "
@@ -355,11 +369,8 @@ class Trainer:
         is_epoch_due = epochs > 0 and self.state.place == 0 and self.state.epoch % epochs == 0
         return self._is_due(self.config.save_every) or is_epoch_due
 
-    def _is_unsaved(self) -> bool:
-        return self.store is not None and self.store.read_index()["latest"] != self.state.step
-
     def _eval_batch_size(self) -> int:
-        return max(1, self.config.batch_size // self.config.accumulate)
+        return max(1, self.config.batch_size // (self.config.accumulate * self.world.size))
 
     def _log(self, row: dict[str, Any]) -> None:
         if self.world.is_main:
@@ -374,71 +385,3 @@ class Trainer:
 
     def _is_bar_wanted(self) -> bool:
         return self.folder is not None and self.world.is_main and sys.stderr.isatty()
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C ask for a stop after the running step; a further Ctrl-C stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield   # only the main thread may set handlers
-            return
-
-        def ask_to_stop(number: int, frame: FrameType | None) -> None:
-            if self.stop_signal is not None:
-                if number == signal.SIGINT:
-                    raise KeyboardInterrupt
-                return   # schedulers repeat their SIGTERM
-            self.stop_signal = number
-            log.warning("%s: saving and stopping after this step", signal.Signals(number).name)
-
-        before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def compile_blocks(model: nn.Module, try_out: Callable[[], None]) -> None:
-    """torch.compile each block in place, so that the names in the state dict stay as they are.
-
-    Args:
-        model: its `blocks` are compiled; a module without blocks is compiled whole.
-        try_out: runs a forward and backward; if that fails, everything goes back to eager with a warning.
-    """
-    parts = list(getattr(model, "blocks", [model]))
-    devices = [parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"][:1]
-    for part in parts:
-        part.compile()
-    with torch.random.fork_rng(devices=devices):
-        try:
-            try_out()
-        except Exception as error:   # no C++ compiler, an unsupported operation, ...: all the compiler's own kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            log.warning("torch.compile does not work here, training goes on without it: %s", reason)
-            for part in parts:
-                part._compiled_call_impl = None   # what Module.compile set
-
-
-def _pack_rng(device: torch.device) -> dict[str, str]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return {name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()}
-
-
-def _unpack_rng(packed: dict[str, str], device: torch.device) -> None:
-    def state(name: str) -> torch.Tensor:
-        return torch.frombuffer(bytearray(base64.b64decode(packed[name])), dtype=torch.uint8)
-
-    torch.set_rng_state(state("cpu"))
-    if device.type == "cuda" and "cuda" in packed:
-        torch.cuda.set_rng_state(state("cuda"), device)
-
-
-def _length_on_disk(path: Path) -> int:
-    """The length of a file that only grows, after forcing it to the disk; 0 if there is none yet."""
-    if not path.is_file():
-        return 0
-    with open(path, "ab") as file:
-        os.fsync(file.fileno())
-        return file.tell()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llm.config import UsageError
 from llm.data import tinyworld
 from llm.tasks import demo
 
@@ -39,6 +40,6 @@ def test_a_true_story_is_written_side_by_side_in_columns_of_equal_width() -> Non
 @pytest.mark.parametrize("flag", ["--help", "--stepz"])
 def test_help_and_a_bad_flag_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
+    with pytest.raises((SystemExit, UsageError)):
         demo.main([flag])
     assert not any(tmp_path.iterdir())

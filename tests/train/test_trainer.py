@@ -17,7 +17,7 @@ import torch
 
 import llm
 from llm.checkpoint import find_checkpoint
-from llm.data.loader import MicroBatch
+from llm.data.loader import Loader, MicroBatch
 from llm.evaluate import evaluate
 from llm.losses import IGNORE_INDEX
 from llm.models.build import build_model
@@ -539,7 +539,7 @@ def test_what_would_change_the_order_of_the_data_is_refused(tmp_path: Path, chan
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, steps=4, **changes).resume()
     other = trainer(tmp_path, steps=4)
-    other.loader.dataset = windows(context=8)
+    other.loader = Loader(windows(context=8), batch_size=8, seed=1)
     with pytest.raises(ValueError, match=r"samples=\d+, but the run was made with 3[23]"):
         other.resume()
 

@@ -1,0 +1,35 @@
+"""Where a run stands: with weights, optimizer and random numbers all that a resumed run needs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """The place of a run in its plan, and what it has seen so far."""
+
+    step: int = 0              # optimizer steps of the plan done, skipped ones included: the only clock
+    epoch: int = 0
+    place: int = 0             # steps done in this epoch
+    tokens: int = 0            # read so far
+    elapsed_s: float = 0.0     # in training steps
+    wall_s: float = 0.0        # in all, up to the last save
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> "TrainState":
+        """The state in what a checkpoint holds.
+
+        Raises:
+            ValueError: if something in it is no number.
+        """
+        for name, new in asdict(cls()).items():
+            kinds = (int, float) if new is None or isinstance(new, float) else (int,)
+            if not isinstance(saved[name], kinds) and (new, saved[name]) != (None, None):
+                raise ValueError(f"the saved {name}={saved[name]!r} is no number, so the checkpoint is damaged; delete "
+                                 "its folder to go on with the one before")
+        return cls(**{name: saved[name] for name in asdict(cls())})
