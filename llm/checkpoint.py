@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNFINISHED = ".unfinished-"
+REMEDY = "copy it again, or use another checkpoint: a run without its newest step folder goes on with the one before"
 
 
 def save(
@@ -188,7 +189,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}; {REMEDY}") from error
 
 
 def is_gguf(path: Path) -> bool:
@@ -214,10 +215,28 @@ class CheckpointStore:
         self.keep = keep
 
     def read_index(self) -> dict[str, Any]:
-        """`complete` (steps, ascending), `latest`, `best`; empty if nothing was saved yet."""
-        if not (self.folder / "index.json").exists():
-            return {"complete": [], "latest": None, "best": None}
-        return _read_json(self.folder / "index.json", keys=("complete", "latest", "best"))
+        """`complete` (steps, ascending), `latest`, `best`; empty if nothing was saved yet.
+
+        A folder has its name only when it is complete, so that a lost index, or folders deleted by hand, cost nothing
+        else.
+
+        Raises:
+            ValueError: if the index is damaged.
+        """
+        found = sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-????????")
+                       if path.name[5:].isdecimal() and path.is_dir())
+        file, remedy = self.folder / "index.json", "delete it, the folders beside it tell the same"
+        if not file.exists():
+            return {"complete": found, "latest": found[-1] if found else None, "best": None}
+        index = _read_json(file, keys=("complete", "latest", "best"), remedy=remedy)
+        steps = [*index["complete"], index["latest"], index["best"]] if isinstance(index["complete"], list) else [""]
+        if not all(step is None or type(step) is int for step in steps):
+            raise ValueError(f"{file} is damaged: its steps are no numbers; {remedy}")
+        complete = [step for step in index["complete"] if step in found]
+        latest, best = (index[name] if index[name] in complete else None for name in ("latest", "best"))
+        if latest is None and complete:
+            latest = complete[-1]
+        return {"complete": complete, "latest": latest, "best": best}
 
     def path(self, step: int) -> Path:
         """The folder of a step."""
@@ -314,16 +333,16 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _read_json(path: Path, *, keys: Iterable[str] = ()) -> dict[str, Any]:
+def _read_json(path: Path, *, keys: Iterable[str] = (), remedy: str = REMEDY) -> dict[str, Any]:
     """An object with at least these keys, or a ValueError that names the file."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}; {remedy}") from error
     if not isinstance(table, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
+        raise ValueError(f"{path} is damaged: it holds no object; {remedy}")
     if missing := [key for key in keys if key not in table]:
-        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; {remedy}")
     return table
 
 
