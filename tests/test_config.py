@@ -55,7 +55,7 @@ def test_the_last_of_two_model_flags_counts_for_the_architecture_too() -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("steps = 3", "unknown key 'steps'; choose from config, model, architecture"),
+    ("steps = 3", "unknown key 'steps'; choose from config, model, init"),
     ("[train]\nstesp = 3", "[train]: unknown key 'stesp'; did you mean 'steps'"),
     ("[trian]\nsteps = 3", "unknown key 'trian'; did you mean 'train'?"),
     ("[architecture]\nlayers = 3", "[architecture]: unknown key 'layers'; did you mean 'num_layers'"),
