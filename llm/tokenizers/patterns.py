@@ -69,8 +69,8 @@ PATTERNS: dict[str, str] = {
 
 # A place where every pattern above ends one word and starts the next, whatever stands around it: after a letter, before
 # something that is no letter, mark, digit or apostrophe. Cutting there changes no word. (After a space it might: which
-# word a space belongs to depends on what follows.)
-_CUT = regex.compile(r"(?<=\p{L})(?=[^\p{L}\p{M}\p{N}'])")
+# word a space belongs to depends on what follows.) And no token such as <think> or <|fim_prefix|> is cut in two.
+_CUT = regex.compile(r"(?<=\p{L})(?=[^\p{L}\p{M}\p{N}'_|>\]-])")
 _LAST_CUT = regex.compile(rf"(?r){_CUT.pattern}")
 PIECE_CHARACTERS = 1 << 20
 

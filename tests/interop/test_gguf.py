@@ -82,6 +82,21 @@ def test_transformers_reads_the_same_model(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(ours), logits(theirs), atol=2e-5, rtol=1e-5)
 
 
+def test_no_second_copy_of_the_model_is_held_while_it_is_read(tmp_path: Path) -> None:
+    config = QwenConfig(vocab_size=512, num_layers=8, num_heads=4, num_kv_heads=4, dim=128, use_qk_norm=False)
+    gguf.save(random_model(config), tmp_path / "model.gguf", kind="q8_0")
+    file = gguf.GGUFFile(tmp_path / "model.gguf")
+    shapes = {name: tuple(tensor.shape) for name, tensor in random_model(config).state_dict().items()}
+    tracemalloc.start()
+    try:
+        state = architectures.read_state(file, config, shapes)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    sizes = [values.nbytes for values in state.values()]
+    assert peak < sum(sizes) + 5 * max(sizes) < 1.4 * sum(sizes)
+
+
 def test_rows_that_are_not_put_back_in_order_change_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(TINY["llama"])
     gguf.save(model, tmp_path / "model.gguf", kind="f32")

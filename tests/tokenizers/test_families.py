@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from llm.tokenizers import patterns
 from llm.tokenizers.formats import PUBLISHED, NotExact, read_json
-from llm.tokenizers.patterns import split
 from llm.tokenizers.tokenizer import Tokenizer
 from tests.tokenizers.test_bpe_tokenizer import TEXTS
 from tests.tokenizers.texts import check_ids, random_text
@@ -138,6 +138,15 @@ def test_text_tokens_are_found_in_every_text_and_control_tokens_are_not(tmp_path
     assert tokenizer.byte_counts[think] == 7 and tokenizer.byte_counts[end] == 0
 
 
+def test_a_long_text_is_never_cut_inside_a_text_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "PIECE_CHARACTERS", 5)
+    tokenizer = Tokenizer.load(write_family("qwen3", tmp_path))
+    for seed in range(200):
+        text = random_text(seed, 200, tokenizer.vocabulary.text_tokens)
+        pieces = list(patterns.pieces(text))
+        assert [token_id for piece in pieces for token_id in tokenizer.encode(piece)] == tokenizer.encode(text), pieces
+
+
 def test_a_text_token_with_a_part_to_play_is_a_control_token(tmp_path: Path) -> None:
     folder = write_family("qwen3", tmp_path)
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")) | {"eos_token": "</think>"}
@@ -172,4 +181,4 @@ def test_the_pattern_of_llama_cpp_is_its_chain_of_splits() -> None:
         r"\p{N}+", "[0-9][0-9][0-9]")])
     for seed in range(3000):
         text = random_text(seed, 60, ["<|x|>"])
-        assert split(text, "llamacpp") == [piece for piece, _ in chain.pre_tokenize_str(text)], repr(text)
+        assert patterns.split(text, "llamacpp") == [piece for piece, _ in chain.pre_tokenize_str(text)], repr(text)

@@ -271,7 +271,9 @@ def read_state(file: GGUFFile, config: ModelConfig, shapes: Mapping[str, tuple[i
             if row.paired_heads:
                 tensor = unpaired(tensor, row.paired_heads)
             borders = np.cumsum([shape[0] for shape in parts])[:-1]
-            state |= zip(row.ours, np.split(tensor, borders), strict=True)
+            # copies: parts of one array could not be saved or freed one by one
+            state |= zip(row.ours, [part.copy() for part in np.split(tensor, borders)] if len(borders) else [tensor],
+                         strict=True)
     wrong += [f"{shown(name)} is not part of such a model" for name in sorted(unknown)]
     if wrong:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
