@@ -60,6 +60,12 @@ def test_the_defaults_of_both_are_their_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert theirs.is_untouched and not ours.is_untouched
 
 
+def test_dropout_is_no_reason_to_refuse_the_comparison_of_defaults() -> None:
+    ours, theirs = bench_training(config(precision=("auto",), defaults=True, against="transformers"), Path())
+    assert ours["loss"] != pytest.approx(theirs["loss"], rel=1e-5)
+    assert {"median", "low", "high"} == set(ours["times_as_fast"])
+
+
 @pytest.mark.parametrize(("settings", "message"), [
     ({"defaults": True, "against": "transformers"}, "defaults measures both as they come; leave precision out"),
     ({"defaults": True, "precision": ("auto",)}, "defaults compares two programs; add --against transformers"),
