@@ -17,7 +17,6 @@ from llm.bench.measure import (
     Ratio,
     Timing,
     Watch,
-    in_fresh_process,
     is_emulated,
     speedup,
     stream_rate,
@@ -26,7 +25,7 @@ from llm.bench.measure import (
 )
 from llm.bench.steps import SEED, Program, peer_model, smallest, transformers
 from llm.bench.table import format_table
-from llm.bench.training import with_sizes
+from llm.bench.training import peak_of, with_sizes
 from llm.generation import generate
 from llm.models.build import build_model, empty_model
 from llm.models.config import ModelConfig
@@ -121,7 +120,7 @@ def measure_writing(jobs: list[WritingJob], config: GenerateBenchConfig, watch: 
             "prefill_s": prefill[job.program].seconds, "decode_step_s": decode[job.program].seconds,
         }
         if config.memory == "peak":
-            row["peak_bytes"] = in_fresh_process(writing_memory, job, config.new_tokens)
+            row["peak_bytes"] = peak_of(writing_memory, job, config.new_tokens)
         rows.append(row)
     if len(jobs) == 2:
         pairs = zip(texts["ours"], texts["transformers"], strict=True)
@@ -208,7 +207,7 @@ def show_generation(rows: list[Row]) -> str:
             "decode tokens/s": f"{row['decode_tokens_per_s']:,.0f}",
             "memory's limit": f"{row['limit_tokens_per_s']:,.0f}",
         }
-        if "peak_bytes" in row:
+        if row.get("peak_bytes") is not None:
             cells["peak memory"] = format_bytes(row["peak_bytes"])
         for name in ("prefill", "decode"):
             if f"{name}_times_as_fast" in row:

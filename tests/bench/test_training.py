@@ -117,3 +117,18 @@ def test_what_is_not_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) 
     [row] = bench_training(config(memory="step", compile=("false",)), Path())
     assert (row["peak_bytes"], len(row["steps_s"])) == (101, 2)
     assert "headless_peak_bytes" not in row
+
+
+def test_memory_that_cannot_be_measured_is_said_and_the_times_are_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(function: object, job: Job) -> int:
+        if job.has_head:
+            raise RuntimeError("the process was killed")
+        return 5_000_000
+
+    monkeypatch.setattr(training, "in_fresh_process", fail)
+    [row] = bench_training(config(memory="head"), Path())
+    assert "its memory was not measured: the process was killed" in caplog.text
+    assert (row["peak_bytes"], row["headless_peak_bytes"]) == (None, 5_000_000) and row["step_s"] > 0
+    assert "5.0 MB" in show_training([row]) and "the head's" not in show_training([row])
