@@ -76,7 +76,7 @@ def test_memory_is_what_writing_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = iter([100, 160])
     monkeypatch.setattr(generation, "peak_memory", lambda device: next(peaks))
     assert writing_memory(job(TINY["gpt"]), 3) == 60
-    monkeypatch.setattr("llm.bench.training.in_fresh_process", lambda function, asked, count: 2_000_000 * asked.batch_size)
+    monkeypatch.setattr("llm.bench.training.in_fresh_process", lambda _, asked, count: 2_000_000 * asked.batch_size)
     rows = bench_generation(config(memory="peak"))
     assert [row["peak_bytes"] for row in rows] == [2_000_000, 4_000_000]
     assert "4.0 MB" in show_generation(rows)
