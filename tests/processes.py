@@ -41,7 +41,7 @@ class Pair:
         results: dict[int, Any] = {}
         while len(results) < len(self.ends):
             waiting = [end for rank, end in enumerate(self.ends) if rank not in results]
-            answering = wait(waiting, timeout=60)
+            answering = wait(waiting, timeout=300)   # a machine may be busy with other work
             if not answering:
                 self.kill()
                 pytest.fail("a process does not answer")
