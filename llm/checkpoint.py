@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from llm.interop import gguf, hf_config, huggingface
+from llm.interop.shards import REMEDY, WEIGHTS, TensorFiles, read_json, write_tensors
 from llm.models.build import empty_model
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
@@ -29,14 +30,17 @@ from llm.tokenizers.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNFINISHED = ".unfinished-"
-REMEDY = "copy it again, or use another checkpoint: a run without its newest step folder goes on with the one before"
 
 
 def save(
-    model: nn.Module, folder: str | Path, *, tokenizer: Tokenizer | None = None, dtype: str = "float32"
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write a model as a Hugging Face folder that transformers opens and `load` reads back to the bit.
 
@@ -46,7 +50,8 @@ def save(
         model: a decoder, or any module.
         folder: made if need be; files of the same names in it are replaced.
         tokenizer: saved along, for AutoTokenizer and for `load`.
-        dtype: of a decoder's weights in the file: "float32", "bfloat16" or "float16".
+        dtype: of a decoder's weights in the file: "float32", "bfloat16" or "float16"; default as they are.
+        max_shard_bytes: larger weights are split over several files, with an index.
 
     Raises:
         ValueError: for another dtype, or if a weight is too large for it.
@@ -70,22 +75,23 @@ def save(
             bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
             ids = {"bos_token_id": bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
         tensors = _as_dtype(huggingface.to_tensors(model.state_dict(), config), dtype)
-        table = hf_config.to_config(config, eos_id=ids["eos_token_id"], dtype=dtype)
+        written = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        table = hf_config.to_config(config, eos_id=ids["eos_token_id"], dtype=written)
         _write_json(folder / "config.json", table | {"bos_token_id": ids["bos_token_id"]})
         _write_json(folder / "generation_config.json", ids)
-        safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(tensors, folder, max_shard_bytes=max_shard_bytes)
     else:
         safetensors.torch.save_model(model, str(folder / WEIGHTS))   # copes with tensors that modules share
     if tokenizer is not None:
         tokenizer.save(folder)
 
 
-def _as_dtype(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """The same tensors in a narrower dtype."""
+def _as_dtype(tensors: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
+    """The same tensors in another dtype; None leaves them as they are."""
+    if dtype is None:
+        return tensors
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-    if dtype == "float32":
-        return tensors
     narrow = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items()}
     if wrong := [name for name, tensor in narrow.items() if not tensor.isfinite().all()]:
         raise ValueError(f"{wrong[0]} holds a number that {dtype} cannot; choose bfloat16 or float32")
@@ -100,7 +106,8 @@ def load(
     Args:
         path: a run folder (its best checkpoint, else its latest), a checkpoint, a Hugging Face folder, or a .gguf file.
         device: where to put the weights.
-        dtype: of the weights; what the model computes in without autocast. Training needs float32.
+        dtype: of the weights; what the model computes in without autocast. Training needs float32; bfloat16 halves
+            the memory of a model that only writes.
         dropout: for training it further.
 
     Returns:
@@ -114,11 +121,16 @@ def load(
         model, tokenizer = gguf.load(folder, dropout=dropout)
         return model.to(device, dtype).eval(), tokenizer
     config = read_config(folder)
-    model = empty_model(config, dropout=dropout)
-    state = huggingface.from_tensors(read_tensors(folder / WEIGHTS), config, model.state_dict())
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
+    tensors = TensorFiles(folder)
+    huggingface.check_counts(config, len(tensors))
+    try:
+        model = empty_model(config, dropout=dropout)
+    except RuntimeError as error:   # sizes whose product no integer holds
+        raise ValueError(f"{folder / 'config.json'} asks for impossible sizes: {error}") from error
+    state = huggingface.from_tensors(tensors, config, model.state_dict(), dtype=dtype, device=device)
+    model.load_state_dict(state, assign=True)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
-    return model.to(device).eval(), tokenizer
+    return model.eval(), tokenizer
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -128,11 +140,11 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         ValueError: if the file is missing, damaged, or of another model.
     """
     model = unwrapped(model)
-    tensors = read_tensors(folder / WEIGHTS)
     config = getattr(model, "config", None)
     if isinstance(config, ModelConfig):
-        model.load_state_dict(huggingface.from_tensors(tensors, config, model.state_dict()))
+        huggingface.from_tensors(TensorFiles(folder), config, model.state_dict())   # which shares the model's memory
         return
+    read_tensors(folder / WEIGHTS)   # complains of a missing or damaged file in our words
     try:
         safetensors.torch.load_model(model, str(folder / WEIGHTS))   # copes with tensors that modules share
     except RuntimeError as error:   # names every missing, unknown and misshapen tensor
@@ -335,12 +347,7 @@ def _sync(path: Path) -> None:
 
 def _read_json(path: Path, *, keys: Iterable[str] = (), remedy: str = REMEDY) -> dict[str, Any]:
     """An object with at least these keys, or a ValueError that names the file."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}; {remedy}") from error
-    if not isinstance(table, dict):
-        raise ValueError(f"{path} is damaged: it holds no object; {remedy}")
+    table = read_json(path, remedy=remedy)
     if missing := [key for key in keys if key not in table]:
         raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; {remedy}")
     return table

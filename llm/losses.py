@@ -64,6 +64,56 @@ def token_log_likelihood(hidden: Tensor, head_weight: Tensor, targets: Tensor) -
     return torch.zeros(targets.numel(), device=hidden.device).index_add(0, rows, likelihood).view(targets.shape)
 
 
+def router_balance_sum(logits: Tensor, experts: Tensor, is_counted: Tensor) -> Tensor:
+    """How unequally a router loads its experts, by sequence, times the sequence's tokens, summed.
+
+    Of one sequence it is E * sum over experts of (share of choices) * (mean probability): 1 for a router that treats
+    all alike, whatever K, up to E / K for one that always chooses the same. The shares have no gradient; the
+    probabilities of experts with large shares are pushed down. Being a sum over tokens, it adds up over
+    micro-batches as the losses do.
+
+    Args:
+        logits: (B, T, E) float32, the router's scores.
+        experts: (B, T, K) int64, its choices.
+        is_counted: (B, T) bool, the tokens that are learned from; padding and prompts are not balanced.
+
+    Returns:
+        Scalar float32. Zero and connected if nothing counts.
+
+    Paper: Fedus et al. 2021, arXiv:2101.03961, eq. 4; by sequence: DeepSeek-AI 2024, arXiv:2412.19437, eq. 17.
+
+    Example:
+        >>> choices = torch.tensor([[[0, 1], [2, 3]]])
+        >>> router_balance_sum(torch.zeros(1, 2, 4), choices, torch.ones(1, 2, dtype=torch.bool))   # 2 tokens, 1 each
+        tensor(2.)
+    """
+    num_experts, per_token = logits.shape[-1], experts.shape[-1]
+    counted = is_counted.to(logits.dtype)[..., None]   # (B, T, 1)
+    probability = (logits.softmax(-1) * counted).sum(1)   # (B, E)
+    choices = torch.zeros_like(probability).scatter_add(1, experts.flatten(1), counted.expand_as(experts).flatten(1))
+    lengths = is_counted.sum(1).clamp(min=1)   # (B,)
+    return num_experts / per_token * ((choices * probability).sum(-1) / lengths).sum()
+
+
+def router_z_sum(logits: Tensor, is_counted: Tensor) -> Tensor:
+    """The squared log of the softmax's denominator, summed over tokens; keeps a router's scores small, hence exact.
+
+    Args:
+        logits: (B, T, E) float32.
+        is_counted: (B, T) bool.
+
+    Returns:
+        Scalar float32.
+
+    Paper: Zoph et al. 2022, arXiv:2202.08906, eq. 5.
+
+    Example:
+        >>> router_z_sum(torch.zeros(1, 1, 4), torch.ones(1, 1, dtype=torch.bool))   # (ln 4)^2
+        tensor(1.9218)
+    """
+    return (logits.logsumexp(-1).square() * is_counted).sum()
+
+
 def supervised_rows(targets: Tensor) -> tuple[Tensor, Tensor]:
     """Which places of a batch are learned from, so that only they reach the vocabulary.
 

@@ -23,6 +23,11 @@ TINY: dict[str, ModelConfig] = {
                         use_qk_norm=False, rope_theta=500.0, tie_embeddings=False),
     "mistral": QwenConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=4, num_kv_heads=2, dim=16,
                           use_qk_norm=False, sliding_window=5, tie_embeddings=False),
+    "qwen3_moe": QwenConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=4, num_kv_heads=2, dim=16,
+                            num_experts=4, experts_per_token=2, moe_dim=12),
+    "qwen2_moe": QwenConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=2, num_kv_heads=1, dim=16,
+                            use_qk_norm=False, use_qkv_bias=True, num_experts=3, experts_per_token=1, moe_dim=20,
+                            shared_expert_dim=12, norm_topk_prob=False, tie_embeddings=False),
 }
 
 

@@ -131,7 +131,7 @@ def test_a_path_that_is_not_utf_8_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(("argv", "message"), [
     (["--config", "shakespear"], "'shakespear' is neither a preset nor an existing path"),
-    (["--model", "qwen-tyni"], "'qwen-tyni' is neither a preset nor an existing path; did you mean 'qwen-tiny'?"),
+    (["--model", "qwen-tyni"], "'qwen-tyni' is neither a preset nor an existing path; did you mean 'qwen-tiny'"),
 ])
 def test_unknown_presets_name_the_nearest(argv: list[str], message: str) -> None:
     with pytest.raises(ValueError) as caught:

@@ -5,7 +5,7 @@ holds them equal, loss by loss. Ours is what `llm.tasks.pretrain` runs, bookkeep
 loop there is (`llm/train/plain.py`). Read next: `training.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -99,7 +99,7 @@ def step_memory(job: Job) -> int:
 def smallest(architecture: ModelConfig) -> ModelConfig:
     """A model of the same kind that takes no room."""
     sizes = {"vocab_size": 8, "context_length": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "head_dim": 8,
-             "dim": 8, "mlp_dim": 8}
+             "dim": 8, "moe_dim" if architecture.expert_count else "mlp_dim": 8}
     known = {field.name for field in fields(architecture)}
     return replace(architecture, **{name: size for name, size in sizes.items() if name in known})   # type: ignore[arg-type]
 
@@ -134,10 +134,21 @@ def peer_model(ours: Decoder, *, is_untouched: bool = False) -> nn.Module:
     if is_untouched:
         table = {key: value for key, value in table.items() if not key.endswith(("_pdrop", "_dropout"))}
     theirs = library.AutoModelForCausalLM.from_config(library.AutoConfig.for_model(**table))
-    tensors = huggingface.to_tensors(ours.state_dict(), ours.config)
+    tensors = _stacked(huggingface.to_tensors(ours.state_dict(), ours.config), theirs.state_dict())
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)   # tied: the embedding's
     return theirs
+
+
+def _stacked(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """From the names on disk to those in memory, where transformers 5 stacks experts, and their gate on top of up."""
+    for name, place in expected.items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            prefix, _, last = name.rpartition(".")
+            parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else ("down_proj",)
+            tensors[name] = torch.stack([torch.cat([tensors.pop(f"{prefix}.{expert}.{part}.weight") for part in parts])
+                                         for expert in range(len(place))])
+    return tensors
 
 
 def peer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -151,7 +162,8 @@ def _our_step(job: Job) -> Callable[[], float]:
     if not job.has_head:
         model.head = nn.Linear(job.architecture.dim, 1, bias=False)
     config = replace(SETTINGS, batch_size=job.batch_size, activation_checkpointing=job.is_checkpointed)
-    trainer = Trainer(model, NextToken(), train=RandomText(job), config=config, world=job.world)
+    objective = NextToken(balance=0.0)   # theirs does not balance experts unless asked
+    trainer = Trainer(model, objective, train=RandomText(job), config=config, world=job.world)
     model.train()
     if job.is_compiled:
         trainer.compile()

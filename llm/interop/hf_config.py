@@ -34,11 +34,17 @@ QWEN_KEYS = [
     Key("hidden_size", "dim"), Key("intermediate_size", "mlp_dim", "mlp_width"), Key("rms_norm_eps", "norm_eps"),
     Key("tie_word_embeddings", "tie_embeddings"),
 ]
+EXPERT_KEYS = [
+    Key("num_experts", "num_experts"), Key("num_experts_per_tok", "experts_per_token"),
+    Key("moe_intermediate_size", "moe_dim", "expert_width"), Key("norm_topk_prob", "norm_topk_prob"),
+]
+SHARED_KEYS = [Key("shared_expert_intermediate_size", "shared_expert_dim")]
 GPT_FIXED: dict[str, tuple[Any, ...]] = {   # what GPT-2's class could also do: what we compute, the first is written
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
 }
 QWEN_FIXED: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "mlp_bias": (False,)}
+EXPERT_FIXED: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (1,), "mlp_only_layers": ([], None)}
 QWEN_DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "num_key_value_heads": None, "head_dim": None}
 DEFAULTS: dict[str, dict[str, Any]] = {   # of their classes, for keys that a file may lack; the other keys it must have
@@ -47,8 +53,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {   # of their classes, for keys that a fi
     "mistral": QWEN_DEFAULTS | {"num_key_value_heads": 8},
     "qwen2": QWEN_DEFAULTS | {"num_key_value_heads": 32},
     "qwen3": QWEN_DEFAULTS | {"num_key_value_heads": 32, "head_dim": 128},
+    "qwen2_moe": QWEN_DEFAULTS | {"num_key_value_heads": 16, "norm_topk_prob": False},
+    "qwen3_moe": QWEN_DEFAULTS | {"num_key_value_heads": 4, "norm_topk_prob": False},
 }
-CLASSES = {"gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+CLASSES = {"gpt2": "GPT2LMHeadModel"} | {
+    kind: f"{name}ForCausalLM" for kind, name in {
+        "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen2_moe": "Qwen2Moe", "qwen3": "Qwen3",
+        "qwen3_moe": "Qwen3Moe"}.items()
+}
 
 
 def model_type(config: ModelConfig) -> str:
@@ -56,6 +68,8 @@ def model_type(config: ModelConfig) -> str:
     if isinstance(config, GPTConfig):
         return "gpt2"
     assert isinstance(config, QwenConfig)
+    if config.expert_count:
+        return "qwen3_moe" if config.use_qk_norm else "qwen2_moe"
     if config.use_qk_norm:
         return "qwen3"
     if config.use_qkv_bias:
@@ -72,14 +86,15 @@ def to_config(config: ModelConfig, *, eos_id: int | None, dtype: str = "float32"
         dtype: of the weights in the folder, in torch's words.
     """
     kind = model_type(config)
-    keys, fixed = (GPT_KEYS, GPT_FIXED) if kind == "gpt2" else (QWEN_KEYS, QWEN_FIXED)
-    name = f"{CLASSES[kind]}{'LMHeadModel' if kind == 'gpt2' else 'ForCausalLM'}"
-    table: dict[str, Any] = {"architectures": [name], "model_type": kind}
+    keys, fixed = _spelling(kind)
+    table: dict[str, Any] = {"architectures": [CLASSES[kind]], "model_type": kind}
     table |= {key.theirs: getattr(config, key.written or key.ours) for key in keys}
     table |= {theirs: allowed[0] for theirs, allowed in fixed.items()}
     if isinstance(config, QwenConfig):
         table |= _rope_to_theirs(config) | _window_to_theirs(config, kind)
         table |= {"attention_bias": config.use_qkv_bias, "attention_dropout": 0.0}
+        if kind == "qwen2_moe":
+            table["qkv_bias"] = table.pop("attention_bias")
     else:
         table |= {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
     return table | {"torch_dtype": dtype, "bos_token_id": eos_id, "eos_token_id": eos_id, "use_cache": True}
@@ -95,10 +110,12 @@ def from_config(table: Mapping[str, Any]) -> ModelConfig:
     kind = table.get("model_type")
     if kind not in CLASSES:
         raise ValueError(f"model_type {kind!r} is not supported; choose from {', '.join(sorted(CLASSES))}")
-    config_class, keys, fixed = (
-        (GPTConfig, GPT_KEYS, GPT_FIXED) if kind == "gpt2" else (QwenConfig, QWEN_KEYS, QWEN_FIXED))
+    config_class = GPTConfig if kind == "gpt2" else QwenConfig
+    keys, fixed = _spelling(kind)
     for theirs, allowed in fixed.items():
         _require(table, theirs, *allowed)
+    if "num_local_experts" in table:   # how transformers 5 spells it
+        table = {"num_experts": table["num_local_experts"], **table}
     annotations = typing.get_type_hints(config_class)
     fields: dict[str, Any] = {}
     for key in keys:
@@ -106,10 +123,24 @@ def from_config(table: Mapping[str, Any]) -> ModelConfig:
         value = DEFAULTS[kind][key.theirs] if value is None else value
         fields[key.ours] = checked(value, annotations[key.ours], f"config.json: {key.theirs}")
     if config_class is QwenConfig:
-        _require(table, "attention_bias", kind == "qwen2", None)
-        fields |= {"use_qk_norm": kind == "qwen3", "use_qkv_bias": kind == "qwen2", "sliding_window": _window_of(table)}
-        fields |= _rope_of(table)
+        has_bias = table.get("qkv_bias", True) if kind == "qwen2_moe" else kind == "qwen2"
+        _require(table, "attention_bias", has_bias, None)
+        fields |= {"use_qk_norm": kind in ("qwen3", "qwen3_moe"), "use_qkv_bias": has_bias,
+                   "sliding_window": _window_of(table), **_rope_of(table)}
+        if "num_experts" in fields:   # theirs knows a width for layers without experts too; there are none
+            fields["mlp_dim"] = None
     return config_class(**fields)
+
+
+def _spelling(kind: str) -> tuple[list[Key], dict[str, tuple[Any, ...]]]:
+    """The keys of a class, and the settings that it may have in one way only."""
+    if kind == "gpt2":
+        return GPT_KEYS, GPT_FIXED
+    if kind == "qwen3_moe":
+        return QWEN_KEYS + EXPERT_KEYS, QWEN_FIXED | EXPERT_FIXED
+    if kind == "qwen2_moe":
+        return QWEN_KEYS + EXPERT_KEYS + SHARED_KEYS, QWEN_FIXED | EXPERT_FIXED
+    return QWEN_KEYS, QWEN_FIXED
 
 
 RENAMED = {"trained_context": "original_max_position_embeddings"}   # the other numbers of a scaling agree
@@ -198,6 +229,8 @@ def _window_of(table: Mapping[str, Any]) -> int | None:
         return None
     first = checked(table.get("max_window_layers", 28), int, "config.json: max_window_layers")
     layers = table["num_hidden_layers"]
+    if kind == "qwen3_moe":
+        return window   # in all layers, whatever max_window_layers says
     kinds = table.get("layer_types")
     if kinds is None:
         kinds = ["sliding_attention"] * (first < layers) + ["full_attention"] * (first > 0)

@@ -20,6 +20,7 @@ class Row(NamedTuple):
     theirs: str
     ours: tuple[str, ...]
     is_transposed: bool = False
+    expert: int | None = None   # of our stacked experts, the one that it is
 
 
 def _same(prefix: str, pairs: Mapping[str, str], *, kinds: tuple[str, ...]) -> list[Row]:
@@ -48,6 +49,7 @@ GPT2_BLOCK = [
     Row("transformer.h.{i}.mlp.c_proj.weight", ("blocks.{i}.mlp.down_proj.weight",), is_transposed=True),
     Row("transformer.h.{i}.mlp.c_proj.bias", ("blocks.{i}.mlp.down_proj.bias",)),
 ]
+SWIGLU = ("gate_proj", "up_proj", "down_proj")
 QWEN_TRUNK = [
     Row("model.embed_tokens.weight", ("embed.weight",)),
     Row("model.norm.weight", ("final_norm.weight",)),
@@ -58,23 +60,35 @@ QWEN_BLOCK = [
         "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
         "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm",
         "attention.out_proj": "self_attn.o_proj",
-        "mlp.gate_proj": "mlp.gate_proj", "mlp.up_proj": "mlp.up_proj", "mlp.down_proj": "mlp.down_proj",
+        **{f"mlp.{part}": f"mlp.{part}" for part in SWIGLU},
     }, kinds=("weight",)),
     *_same("model.layers.{i}.", {f"attention.{letter}_proj": f"self_attn.{letter}_proj" for letter in "qkv"},
            kinds=("weight", "bias")),
+    Row("model.layers.{i}.mlp.gate.weight", ("blocks.{i}.mlp.router.weight",)),
+    Row("model.layers.{i}.mlp.shared_expert_gate.weight", ("blocks.{i}.mlp.shared_gate.weight",)),
+    *_same("model.layers.{i}.", {f"mlp.shared.{part}": f"mlp.shared_expert.{part}" for part in SWIGLU},
+           kinds=("weight",)),
+    *[Row(f"model.layers.{{i}}.mlp.experts.{{e}}.{part}.weight", (f"blocks.{{i}}.mlp.experts.{part}",))
+      for part in SWIGLU],
 ]
+MASKS = (".attn.bias", ".attn.masked_bias")   # buffers in GPT-2's own files; no weights
 TABLES = {"gpt": (GPT2_TRUNK, GPT2_BLOCK), "qwen": (QWEN_TRUNK, QWEN_BLOCK)}
 
 
 def rows_of(config: ModelConfig) -> list[Row]:
-    """The table of a model with its layers numbered; it may hold rows for parts that this model lacks."""
+    """The table of a model with layers and experts numbered; it may hold rows for parts that this model lacks."""
     trunk, block = TABLES[config.family]
-    numbered = [
-        Row(row.theirs.replace("{i}", str(layer)), tuple(name.replace("{i}", str(layer)) for name in row.ours),
-            row.is_transposed)
-        for layer in range(config.num_layers) for row in block
-    ]
-    return [*trunk, *numbered]
+    rows = list(trunk)
+    for layer in range(config.num_layers):
+        for row in block:
+            theirs = row.theirs.replace("{i}", str(layer))
+            ours = tuple(name.replace("{i}", str(layer)) for name in row.ours)
+            if "{e}" in theirs:
+                rows += [Row(theirs.replace("{e}", str(expert)), ours, expert=expert)
+                         for expert in range(config.expert_count)]
+            else:
+                rows.append(Row(theirs, ours, row.is_transposed))
+    return rows
 
 
 def to_tensors(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -83,7 +97,8 @@ def to_tensors(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Te
     used: set[str] = set()
     for row in rows_of(config):
         if row.ours[0] in state:
-            tensor = torch.cat([state[name] for name in row.ours]) if len(row.ours) > 1 else state[row.ours[0]]
+            parts = [state[name] if row.expert is None else state[name][row.expert] for name in row.ours]
+            tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
             tensors[row.theirs] = (tensor.T if row.is_transposed else tensor).contiguous()
             used.update(row.ours)
     left = set(state) - used
@@ -92,14 +107,21 @@ def to_tensors(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Te
 
 
 def from_tensors(
-    tensors: Mapping[str, Tensor], config: ModelConfig, expected: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor],
+    config: ModelConfig,
+    expected: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """Their tensors as our state dict.
+    """Their tensors as our state dict, copied one by one.
 
     Args:
-        tensors: as they stand in the file.
+        tensors: as they stand in the file; each is asked for once.
         config: the model they are for.
-        expected: the state dict of such a model, for names and shapes; its values are not read.
+        expected: the state dict of such a model. What has memory is filled in place; for what is on the meta device
+            memory is allocated.
+        dtype, device: of what is allocated.
 
     Returns:
         A tensor for each expected name.
@@ -107,9 +129,9 @@ def from_tensors(
     Raises:
         ValueError: naming every missing tensor, wrong shape and unknown tensor.
     """
-    tensors = dict(tensors)
     state: dict[str, Tensor] = {}
     wrong: list[str] = []
+    known: set[str] = set()
     for row in rows_of(config):
         if row.ours[0] not in expected:
             continue
@@ -117,20 +139,38 @@ def from_tensors(
         if theirs not in tensors:
             wrong.append(f"{row.theirs} is missing")
             continue
-        tensor = tensors.pop(theirs)
-        tensor = tensor.T.contiguous() if row.is_transposed else tensor
-        shapes = [expected[name].shape for name in row.ours]
+        known.add(theirs)
+        tensor = tensors[theirs].T if row.is_transposed else tensors[theirs]
+        shapes = [expected[name].shape if row.expert is None else expected[name].shape[1:] for name in row.ours]
         if tensor.shape != (sum(shape[0] for shape in shapes), *shapes[0][1:]):
-            wrong.append(f"{theirs} has shape {tuple(tensor.shape)}, not that of {' + '.join(row.ours)}")
+            wrong.append(f"{theirs} has shape {tuple(tensors[theirs].shape)}, not that of {' + '.join(row.ours)}")
             continue
-        parts = tensor.split([shape[0] for shape in shapes])
-        state.update(zip(row.ours, (part.contiguous() for part in parts), strict=True))
-    copied_head = tensors.pop("lm_head.weight", None) if config.tie_embeddings else None
-    if copied_head is not None and "embed.weight" in state and not torch.equal(copied_head, state["embed.weight"]):
-        wrong.append("lm_head.weight differs from the embedding although the config ties them")
-    unknown = [name for name in tensors if not name.endswith((".attn.bias", ".attn.masked_bias"))]   # GPT-2's masks
+        for name, part in zip(row.ours, tensor.split([shape[0] for shape in shapes]), strict=True):
+            if name not in state:
+                place = expected[name]
+                state[name] = torch.empty(place.shape, dtype=dtype, device=device) if place.is_meta else place
+            (state[name] if row.expert is None else state[name][row.expert]).copy_(part)
+    if config.tie_embeddings and "lm_head.weight" in tensors and "embed.weight" in state:
+        known.add("lm_head.weight")
+        if not torch.equal(tensors["lm_head.weight"].to(device, state["embed.weight"].dtype), state["embed.weight"]):
+            wrong.append("lm_head.weight differs from the embedding although the config ties them; set "
+                         "tie_word_embeddings to false in config.json if the head is its own")
+    unknown = [name for name in tensors if name not in known and not name.endswith(MASKS)]
     wrong += [f"{name} is unknown" for name in unknown]
     if wrong:
         shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         raise ValueError(f"the tensors do not fit the configuration: {shown}")
     return state
+
+
+def check_counts(config: ModelConfig, num_tensors: int) -> None:
+    """Refuse a configuration of more layers or experts than a file has tensors, before a model is built from it.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    least = config.num_layers * max(1, config.expert_count)
+    if least > num_tensors:
+        raise ValueError(f"config.json asks for {config.num_layers} layers"
+                         f"{f' of {config.expert_count} experts' if config.expert_count else ''}, but the weights are "
+                         f"{num_tensors} tensors; the two belong to different models")

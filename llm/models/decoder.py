@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from llm.losses import next_token_loss_sum, token_log_likelihood
 from llm.models.config import ModelConfig
-from llm.nn import Attention, AttentionPlan, KVCache, plan_attention
+from llm.models.routing import summarize
+from llm.nn import Attention, AttentionPlan, KVCache, RouterReport, Routing, plan_attention
 from llm.nn.cache import LayerCache
 from llm.nn.norm import compute_dtype
 
@@ -24,6 +25,9 @@ class Output(NamedTuple):
     logits: Tensor | None = None           # (B, T, V), or (B, 1, V) with `logits_at`
     loss_sum: Tensor | None = None         # scalar float32, nats summed over the supervised positions
     log_likelihood: Tensor | None = None   # (B, T) float32, 0 where ignored
+    aux_loss: Tensor | None = None         # beside each of the two, from experts: balance, one per supervised position
+    z_loss: Tensor | None = None           # and size of the router's scores; both scalar sums, `llm/losses.py`
+    router: RouterReport | None = None     # and what the routers did
 
 
 class Block(nn.Module):
@@ -51,10 +55,15 @@ class Block(nn.Module):
         plan: AttentionPlan,
         rope: tuple[Tensor, Tensor] | None = None,
         cache: LayerCache | None = None,
-    ) -> Tensor:
-        """(B, T, C) to (B, T, C); the arguments are those of `Attention.forward`."""
+    ) -> tuple[Tensor, Routing | None]:
+        """(B, T, C) to (B, T, C), and the routing where there are experts; arguments as of `Attention.forward`."""
         hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), plan, rope, cache))
-        return hidden + self.dropout(self.mlp(self.mlp_norm(hidden)))
+        change, routing = self.feed_forward(self.mlp_norm(hidden))
+        return hidden + self.dropout(change), routing
+
+    def feed_forward(self, x: Tensor) -> tuple[Tensor, Routing | None]:
+        """(B, T, C) to (B, T, C); a block with experts overrides it and tells where it sent its tokens."""
+        return self.mlp(x), None
 
 
 class Decoder(nn.Module):
@@ -122,7 +131,7 @@ class Decoder(nn.Module):
             logits_at: (B,) int64; compute the logits of this one place of each row only.
 
         Returns:
-            `Output` with one field set.
+            `Output` with one of the first three fields set; for targets of a model with experts also the last three.
 
         Raises:
             ValueError: if the text is longer than the context or the cache or its positions are beyond, targets are
@@ -165,11 +174,14 @@ class Decoder(nn.Module):
         rope = self.rotary(positions)
         if rope is not None:   # cast once for all layers
             rope = rope[0].to(compute_dtype(hidden)), rope[1].to(compute_dtype(hidden))
+        routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
             if self.use_checkpointing and self.training and cache is None:
-                hidden = checkpoint(block, hidden, plan, rope, use_reentrant=False)
+                hidden, routing = checkpoint(block, hidden, plan, rope, use_reentrant=False)
             else:
-                hidden = block(hidden, plan, rope, cache.layers[layer] if cache is not None else None)
+                hidden, routing = block(hidden, plan, rope, cache.layers[layer] if cache is not None else None)
+            if routing is not None:
+                routings.append(routing)
         if cache is not None:
             cache.length += length
 
@@ -178,9 +190,10 @@ class Decoder(nn.Module):
                 hidden = hidden[torch.arange(len(hidden), device=hidden.device), logits_at][:, None]   # (B, 1, C)
             return Output(logits=F.linear(self.final_norm(hidden), self.head_weight))
         hidden = self.final_norm(hidden)
+        experts = summarize(routings, targets) if routings else {}
         if reduction == "sum":
-            return Output(loss_sum=next_token_loss_sum(hidden, self.head_weight, targets))
-        return Output(log_likelihood=token_log_likelihood(hidden, self.head_weight, targets))
+            return Output(loss_sum=next_token_loss_sum(hidden, self.head_weight, targets), **experts)
+        return Output(log_likelihood=token_log_likelihood(hidden, self.head_weight, targets), **experts)
 
     def new_cache(self, batch_size: int, max_length: int, *, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache that fits this model.

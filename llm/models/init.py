@@ -6,6 +6,7 @@
 | head (untied)                      | normal, std 0.02                                 |
 | q, k, v, gate and up projections   | normal, std 0.02                                 |
 | attention out, feed-forward down   | normal, std 0.02 / sqrt(2 x layers)              |
+| router, gate of a shared expert    | normal, std 0.02                                 |
 | norm gains                         | 1                                                |
 | all biases                         | 0                                                |
 
@@ -14,7 +15,7 @@ The projections that write into the residual stream start smaller, so that its v
 """
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -28,8 +29,9 @@ STD = 0.02
 TABLE: list[tuple[str, float, bool]] = [
     (r"embed(_positions)?\.weight", STD, False),
     (r"head\.weight", STD, False),
-    (r".*\.(q|k|v|gate|up)_proj\.weight", STD, False),
-    (r".*\.(out|down)_proj\.weight", STD, True),
+    (r".*\.(q|k|v|gate|up)_proj(\.weight)?", STD, False),   # stacked experts are parameters of their own
+    (r".*\.(out|down)_proj(\.weight)?", STD, True),
+    (r".*\.(router|shared_gate)\.weight", STD, False),
 ]
 
 
@@ -77,7 +79,7 @@ def init_copying(model: "Decoder", generator: torch.Generator | None = None, *, 
         True
     """
     for block in model.blocks:
-        attention = block.attention
+        attention: Any = block.attention
         nn.init.orthogonal_(attention.v_proj.weight, generator=generator)
         heads = attention.v_proj.weight.unflatten(0, (-1, attention.head_dim))   # (G, D, C)
         num_sharing = attention.q_proj.out_features // attention.v_proj.out_features   # query heads to a value head

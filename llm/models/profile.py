@@ -5,6 +5,7 @@ micro-batch on tensors without data and adding up what autograd would keep for t
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm.losses import chunk_size
 from llm.models.build import build_model, empty_model
-from llm.models.config import ModelConfig
+from llm.models.config import ModelConfig, QwenConfig
+from llm.nn import MoE
 from llm.runtime import DTYPES, Precision
 
 
@@ -22,6 +24,7 @@ class Profile:
 
     num_parameters: int
     num_embedding_parameters: int     # of token and position embeddings and an untied head
+    num_active_parameters: int        # that one token meets: of the experts only those that it visits
     flops_per_token: float            # forward and backward
     weight_bytes: int                 # float32
     gradient_bytes: int               # float32
@@ -39,7 +42,9 @@ class Profile:
         parts = {"weights": self.weight_bytes, "gradients": self.gradient_bytes, "AdamW": self.optimizer_bytes,
                  "activations": self.activation_bytes, "logits": self.head_bytes}
         memory = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
-        return (f"{self.num_parameters:,} parameters ({self.num_embedding_parameters:,} of them embeddings), "
+        active = (f", {self.num_active_parameters:,} active in one token"
+                  if self.num_active_parameters < self.num_parameters else "")
+        return (f"{self.num_parameters:,} parameters ({self.num_embedding_parameters:,} of them embeddings{active}), "
                 f"{self.flops_per_token / 1e6:,.1f} MFLOP per token, "
                 f"about {format_bytes(self.training_bytes)} to train ({memory})")
 
@@ -77,6 +82,7 @@ def profile_model(
     return Profile(
         num_parameters=total,
         num_embedding_parameters=embedding,
+        num_active_parameters=sum(active_size(config, parameter) for parameter in parameters.values()),
         flops_per_token=flops_per_token(config, context),
         weight_bytes=4 * total,
         gradient_bytes=4 * total,
@@ -101,11 +107,18 @@ def flops_per_token(config: ModelConfig, context: int) -> float:
         >>> round(flops_per_token(config, 1024) / 1e6)
         854
     """
-    matrices = sum(parameter.numel() for name, parameter in empty_model(config).named_parameters()
-                   if parameter.dim() == 2 and not name.startswith(("embed", "head")))
+    matrices = sum(active_size(config, parameter) for name, parameter in empty_model(config).named_parameters()
+                   if parameter.dim() >= 2 and not name.startswith(("embed", "head")))
     head = config.vocab_size * config.dim
     attention = 2 * config.num_layers * config.num_heads * config.head_width * context
     return 6.0 * (matrices + head + attention)
+
+
+def active_size(config: ModelConfig, parameter: Tensor) -> int:
+    """How many numbers of a parameter one token meets: of stacked experts only those of the experts it visits."""
+    if isinstance(config, QwenConfig) and parameter.dim() == 3:
+        return parameter.numel() // config.expert_count * config.experts_per_token
+    return parameter.numel()
 
 
 def format_bytes(size: float) -> str:
@@ -115,6 +128,11 @@ def format_bytes(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def _equal_shares(num_experts: int, experts: Tensor) -> list[int]:
+    """How many tokens each expert gets, where there are no data to say otherwise."""
+    return [(experts.numel() + expert) // num_experts for expert in range(num_experts)]
 
 
 def _saved_bytes(config: ModelConfig, rows: int, context: int, precision: Precision, device_type: str,
@@ -132,6 +150,9 @@ def _saved_bytes(config: ModelConfig, rows: int, context: int, precision: Precis
     with FakeTensorMode(), torch.device(device_type):
         model = build_model(config)
         model.use_checkpointing = use_checkpointing
+        for part in model.modules():
+            if isinstance(part, MoE):
+                part.group_sizes = partial(_equal_shares, part.router.out_features)   # type: ignore[method-assign]
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         autocast = torch.autocast(device_type, dtype=DTYPES[precision], enabled=precision != "fp32")
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:

@@ -9,12 +9,13 @@ Dimension legend, used in every shape comment of the library:
     T query time     G key/value heads    V vocabulary       K experts per token
     S key time       C model width        N tokens, flat     R rank (LoRA)
 
-Reading order: norm, rope, attention, cache, mlp. How they make a whole model is in `llm.models.decoder`.
+Reading order: norm, rope, attention, cache, mlp, moe. How they make a whole model is in `llm.models.decoder`.
 """
 
 from llm.nn.attention import Attention, AttentionPlan, fused_attention, naive_attention, plan_attention
 from llm.nn.cache import KVCache
 from llm.nn.mlp import GeluMLP, SwiGLU
+from llm.nn.moe import MoE, RouterReport, Routing, balanced_bias
 from llm.nn.norm import LayerNorm, RMSNorm
 from llm.nn.rope import apply_rope, rope_tables
 
@@ -24,9 +25,13 @@ __all__ = [
     "GeluMLP",
     "KVCache",
     "LayerNorm",
+    "MoE",
     "RMSNorm",
+    "RouterReport",
+    "Routing",
     "SwiGLU",
     "apply_rope",
+    "balanced_bias",
     "fused_attention",
     "naive_attention",
     "plan_attention",

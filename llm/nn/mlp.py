@@ -1,6 +1,7 @@
 """The two feed-forward layers: GELU with biases (GPT-2) and SwiGLU without (Qwen, Llama).
 
-They act on each token alone; attention is where tokens meet. A mixture of experts would stand in the same place.
+They act on each token alone; attention is where tokens meet. A mixture of experts, `moe.py`,
+stands in the same place.
 """
 
 import torch.nn.functional as F

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llm.losses import IGNORE_INDEX
+from llm.nn import RouterReport
 from llm.objectives.base import Result
 
 
@@ -16,6 +17,9 @@ class NextToken:
     Args:
         byte_counts: how many bytes of text each id stands for (`Tokenizer.byte_counts`); with them the metrics
             carry `bits_per_byte`, which compares models across tokenizers.
+        balance: weight of the loss that keeps experts equally busy, per supervised token; its value is `balance` in
+            the metrics, 1 at best. Like dropout it acts in training mode only, so that validation losses compare.
+        router_z: weight of the loss that keeps the routers' scores small, the same way.
 
     Example:
         >>> import llm
@@ -26,7 +30,9 @@ class NextToken:
         (1.0, torch.Size([]))
     """
 
-    def __init__(self, byte_counts: Sequence[int] | None = None):
+    def __init__(self, byte_counts: Sequence[int] | None = None, *, balance: float = 0.01, router_z: float = 0.0):
+        self.balance = balance
+        self.router_z = router_z
         # one slot more: IGNORE_INDEX is moved onto it, and it holds no bytes
         self.byte_counts = None if byte_counts is None else torch.tensor([*byte_counts, 0])
 
@@ -35,9 +41,28 @@ class NextToken:
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Result:
         extra = {key: batch[key] for key in ("positions", "segment_ids") if key in batch}
-        loss_sum = model(batch["input_ids"], targets=batch["targets"], **extra).loss_sum
-        if self.byte_counts is None:
-            return Result(loss_sum)
-        table = self.byte_counts.to(batch["targets"].device)
-        num_bytes = float(table[batch["targets"].clamp(min=-1)].sum())   # index -1 is the last slot
-        return Result(loss_sum, {"bits_per_byte": (loss_sum.detach() / math.log(2), num_bytes)})
+        output = model(batch["input_ids"], targets=batch["targets"], **extra)
+        metrics: dict[str, tuple[Tensor | float, float]] = {}
+        if self.byte_counts is not None:
+            table = self.byte_counts.to(batch["targets"].device)
+            num_bytes = float(table[batch["targets"].clamp(min=-1)].sum())   # index -1 is the last slot
+            metrics["bits_per_byte"] = output.loss_sum.detach() / math.log(2), num_bytes
+        loss_sum, router = output.loss_sum, getattr(output, "router", None)   # a foreign module may return less
+        if router is not None:
+            tokens = float(router.tokens)
+            metrics["balance"] = output.aux_loss.detach(), tokens
+            metrics |= {f"router_entropy.{layer}": (entropy, tokens)
+                        for layer, entropy in enumerate(router.entropy.tolist())}
+            if model.training:
+                loss_sum = loss_sum + self.balance * output.aux_loss + self.router_z * output.z_loss
+                metrics |= _load(router)
+        return Result(loss_sum, metrics)
+
+
+def _load(router: RouterReport) -> dict[str, tuple[float, float]]:
+    """Experts without a token and the load of the busiest one. They depend on how many tokens are looked at together,
+    so they are for watching the training, not for comparing models."""
+    dead, peak = router.dead.tolist(), router.peak.tolist()
+    return {"dead_experts": (float(sum(dead)), 1.0)} | {
+        f"dead_experts.{layer}": (float(number), 1.0) for layer, number in enumerate(dead)} | {
+        f"peak_load.{layer}": (number, 1.0) for layer, number in enumerate(peak)}

@@ -107,6 +107,7 @@ def pretrain(config: PretrainConfig, folder: Path, world: "World") -> int | None
     from llm.train.logger import trackers
     from llm.train.trainer import Trainer
 
+    check_experts(config.architecture, config.train)
     with world.main_first():   # it may download
         model, corpus = model_and_corpus(config, world)
     tokenizer, vocab_size = corpus.tokenizer, model.config.vocab_size
@@ -125,7 +126,8 @@ def pretrain(config: PretrainConfig, folder: Path, world: "World") -> int | None
     log.info("%s on %s in %s: %s", config.model, processes, world.precision, profile)
     trainer = Trainer(
         model,
-        NextToken(tokenizer.byte_counts if tokenizer else None),
+        NextToken(tokenizer.byte_counts if tokenizer else None, balance=config.train.balance,
+                  router_z=config.train.router_z),
         train=TokenWindows(corpus.train, context=context, vocab_size=vocab_size,
                            document_end=document_end(config.data, tokenizer)),
         val=TokenWindows(corpus.val, context=context, vocab_size=vocab_size, is_shifted=False,
@@ -206,6 +208,14 @@ def check_size(model: ModelConfig, world: "World") -> None:
         raise ValueError(f"dim={model.dim}, num_layers={model.num_layers}: weights, gradients and AdamW take "
                          f"{'more than' if needed == 2**64 else 'about'} {format_bytes(needed)}, but "
                          f"{world.device.type} has {format_bytes(there)} in all; choose smaller numbers")
+
+
+def check_experts(architecture: ModelConfig, train: TrainConfig) -> None:
+    """Complain about weights of the routers' losses where there are no routers."""
+    for name in ("balance", "router_z"):
+        if not architecture.expert_count and getattr(train, name) != getattr(TrainConfig(), name):
+            raise ValueError(f"{name}={getattr(train, name)} has no effect on a model without experts; leave it out, "
+                             "or choose --num-experts")
 
 
 def document_end(config: DataConfig, tokenizer: "Tokenizer | None") -> int | None:

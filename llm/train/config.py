@@ -46,6 +46,10 @@ class TrainConfig:
     """Longest gradient norm; 0 never clips."""
     dropout: float = 0.0
     """Share of activations dropped while training."""
+    balance: float = 0.01
+    """Weight of the loss that keeps experts equally busy."""
+    router_z: float = 0.0
+    """Weight of the loss that keeps the routers' scores small; 0.001 is usual."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of matrix products; auto is bf16 where the hardware has it."""
     compile: bool = False
@@ -84,7 +88,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"{name}={value} must be at least 1")
-        for name in ("warmup", "eval_every", "save_every", "save_every_epochs", "keep", "seed", "weight_decay", "clip"):
+        for name in ("warmup", "eval_every", "save_every", "save_every_epochs", "keep", "seed", "weight_decay", "clip",
+                     "balance", "router_z"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 found.append(f"{name}={value} must be at least 0")

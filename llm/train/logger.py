@@ -60,7 +60,8 @@ class Console:
         if row["split"] == "train":
             return
         known = ("split", "step", "loss", "tokens", "elapsed_s", "wall_s")
-        others = "".join(f" | {name} {value:.4g}" for name, value in row.items() if name not in known)
+        others = "".join(f" | {name} {value:.4g}" for name, value in row.items()
+                         if name not in known and "." not in name)   # name.3 is of one layer
         log.info("step %d | %s loss %.4f%s | %.0f s", row["step"], row["split"], row["loss"], others, row["elapsed_s"])
 
     def close(self) -> None:

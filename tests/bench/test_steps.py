@@ -32,6 +32,8 @@ def test_the_peer_has_as_many_parameters_and_the_same_loss(family: str, name: st
 
 @pytest.mark.parametrize("settings", [{}, {"is_checkpointed": True}, {"has_head": False}])
 def test_both_programs_go_the_same_way_step_by_step(tiny_config: ModelConfig, settings: dict[str, bool]) -> None:
+    if tiny_config.expert_count and not settings.get("has_head", True):
+        pytest.skip("transformers' classes with experts compute no loss without a head")
     ours = build_step(job(tiny_config, **settings))
     theirs = build_step(job(tiny_config, program="transformers", **settings))
     losses = [(ours(), theirs()) for _ in range(4)]

@@ -28,7 +28,7 @@ SCALED = {
     "llama3": RopeScaling(kind="llama3", factor=8.0, trained_context=64),
 }
 MODELS: dict[str, ModelConfig] = {
-    **TINY,
+    **{name: config for name, config in TINY.items() if not config.expert_count},
     "gpt, own head": dataclasses.replace(TINY["gpt"], tie_embeddings=False),
     **{name: dataclasses.replace(TINY["llama"], rope_scaling=scaling) for name, scaling in SCALED.items()},
 }
@@ -381,3 +381,8 @@ def test_random_damage_ends_in_a_value_error_or_none(
     finally:
         tracemalloc.stop()
     assert refused > 10
+
+
+def test_a_model_with_experts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_experts=4: models with experts are not written as GGUF"):
+        gguf.save(random_model(TINY["qwen3_moe"]), tmp_path / "model.gguf", kind="f32")

@@ -14,7 +14,9 @@ from llm.models.config import FAMILIES, GPTConfig, ModelConfig, QwenConfig, mode
 
 PUBLISHED = {   # parameters, as transformers counts them with the head tied
     "gpt2-124m": 124_439_808, "gpt2-355m": 354_823_168, "gpt2-774m": 774_030_080, "gpt2-1.5b": 1_557_611_200,
-    "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976,
+    "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976, "qwen3-30b-a3b": 30_532_122_624,
+    "qwen2.5-0.5b": 494_032_768, "llama3.2-1b": 1_235_814_400, "smollm2-135m": 134_515_008,
+    "mistral-7b": 7_241_732_096,
 }
 
 
@@ -36,10 +38,19 @@ def test_every_preset_builds_and_has_its_published_size(name: str) -> None:
     ("qwen", {"num_heads": 6}, r"num_heads=6 does not divide dim=256; choose 4 or 8 or set head_dim"),
     ("qwen", {"num_kv_heads": 3}, r"num_kv_heads=3 does not divide num_heads=4"),
     ("qwen", {"num_kv_heads": 0}, r"num_kv_heads=0"),
-    ("qwen", {"head_dim": 9}, r"head_dim=9 is odd"),
+    ("qwen", {"head_dim": 9}, r"head_dim=9 must be at least 2 and even"),
     ("qwen", {"use_qkv_bias": True}, r"use_qk_norm and use_qkv_bias"),
     ("qwen", {"rope_theta": 0.0}, r"rope_theta=0.0 must be positive"),
     ("qwen", {"sliding_window": 0}, r"sliding_window=0 must be at least 1"),
+    ("qwen", {"head_dim": -2}, r"head_dim=-2 must be at least 2"),
+    ("qwen", {"dim": 10**12}, r"dim=1000000000000 must be at most 4,294,967,295"),
+    ("qwen", {"num_experts": 1}, r"experts_per_token=2 must lie between 1 and num_experts=1"),
+    ("qwen", {"num_experts": 4, "mlp_dim": 8}, r"mlp_dim=8 has no effect with num_experts=4; set moe_dim"),
+    ("qwen", {"num_experts": 4, "moe_dim": 0}, r"moe_dim=0 must be at least 1"),
+    ("qwen", {"moe_dim": 8, "experts_per_token": 1}, r"experts_per_token=1 has no effect.*moe_dim=8 has no effect"),
+    ("qwen", {"num_experts": 4, "shared_expert_dim": 8}, r"shared_expert_dim=8 with use_qk_norm is no published"),
+    ("qwen", {"num_experts": 4, "use_qk_norm": False}, r"shared_expert_dim=None must be at least 1"),
+    ("qwen", {"num_experts": 4, "use_qk_norm": False, "shared_expert_dim": 8, "sliding_window": 3}, "sliding_window"),
     ("qwen", {"num_layers": 0, "dim": -4}, r"num_layers=0.*dim=-4"),   # all complaints at once
 ])
 def test_an_impossible_configuration_is_refused(family: str, changes: dict[str, object], complaint: str) -> None:
@@ -55,6 +66,8 @@ def test_a_model_needs_a_vocabulary() -> None:
 @pytest.mark.parametrize("config", [
     GPTConfig(vocab_size=500, num_layers=3, num_heads=4, dim=64, tie_embeddings=False),
     QwenConfig(vocab_size=500, num_layers=3, num_heads=4, dim=64, use_qk_norm=False, use_qkv_bias=True),
+    QwenConfig(vocab_size=500, num_layers=3, num_heads=4, dim=64, use_qk_norm=False, num_experts=4,
+               shared_expert_dim=96),
 ])
 def test_initial_values_are_those_of_the_table(config: ModelConfig) -> None:
     model = build_model(config, generator=torch.Generator().manual_seed(0))
@@ -66,8 +79,9 @@ def test_initial_values_are_those_of_the_table(config: ModelConfig) -> None:
         else:
             is_residual = re.search(r"(out|down)_proj", name)
             expected = 0.02 / (6**0.5 if is_residual else 1)
-            assert float(parameter.detach().std()) == pytest.approx(expected, rel=0.05), name
-            assert abs(float(parameter.detach().mean())) < 0.002, name
+            rel = 0.05 if parameter.numel() > 1000 else 0.3   # few numbers have no exact standard deviation
+            assert float(parameter.detach().std()) == pytest.approx(expected, rel=rel), name
+            assert abs(float(parameter.detach().mean())) < (0.002 if parameter.numel() > 1000 else 0.006), name
 
 
 def test_the_docstring_table_names_the_standard_deviation_in_force() -> None:

@@ -16,7 +16,8 @@ def test_changing_a_later_token_leaves_earlier_logits_unchanged(tiny_model: Deco
     changed = ids.clone()
     changed[:, 6] = (changed[:, 6] + 1) % 61
     before, after = tiny_model(ids).logits, tiny_model(changed).logits
-    assert torch.equal(before[:, :6], after[:, :6])
+    # to the bit; but an expert that works on more rows may sum in another order
+    assert torch.allclose(before[:, :6], after[:, :6], rtol=0, atol=1e-5 if tiny_model.config.expert_count else 0)
     assert (before[:, 6:] != after[:, 6:]).any(dim=-1).all()   # and every later token does see it
 
 

@@ -43,7 +43,9 @@ def test_activations_equal_what_autograd_keeps(tiny_config: ModelConfig, precisi
     actual = sum(storage.nbytes() for place, storage in kept.items() if place not in own)
     predicted = profile_model(tiny_config, rows=3, context=32, precision=precision).activation_bytes   # type: ignore[arg-type]
     assert output.logits is not None
-    assert predicted == pytest.approx(actual, rel=0.02)   # a few index tensors differ
+    # a few index tensors differ; and in low precision an expert's rows are rounded up, by an amount that data decide
+    is_rounded = tiny_config.expert_count and precision == "bf16"
+    assert predicted == pytest.approx(actual, rel=0.15 if is_rounded else 0.02)
 
 
 def test_checkpointing_keeps_less_and_more_rows_keep_more(tiny_config: ModelConfig) -> None:

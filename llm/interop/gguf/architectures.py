@@ -59,6 +59,9 @@ def architecture_of(config: ModelConfig) -> str:
     if isinstance(config, GPTConfig):
         return "gpt2"
     assert isinstance(config, QwenConfig)
+    if config.expert_count:
+        raise ValueError(f"num_experts={config.num_experts}: models with experts are not written as GGUF; save a "
+                         "Hugging Face folder, which llama.cpp's convert_hf_to_gguf.py reads")
     return "qwen3" if config.use_qk_norm else "qwen2" if config.use_qkv_bias else "llama"
 
 
