@@ -124,6 +124,7 @@ def test_a_scaling_we_do_not_compute_is_refused(scaling: Any, complaint: str) ->
     ({"kind": "linear", "factor": 2.0, "trained_context": 8}, "context_length=32 must be factor x .* = 16"),
     ({"kind": "yarn", "factor": 8.0, "trained_context": 8}, "context_length=32 must be at least .* = 64"),
     ({"kind": "linear", "factor": 4.0, "trained_context": 8, "beta_fast": 9.0}, "takes no beta_fast"),
+    ({"kind": "yarn", "factor": 4.0, "trained_context": 8, "beta_fast": float("nan")}, "beta_fast=nan must be"),
     ({"kind": "none", "factor": 4.0}, "kind=none takes no factor"),
     ({"kind": "yarn", "factor": 4.0, "trained_context": 8, "beta_fast": 0.5}, "beta_slow=1.0 must be positive"),
     ({"kind": "llama3", "factor": 4.0, "trained_context": 8, "low_freq_factor": 4.0}, "low_freq_factor=4.0 must be"),
