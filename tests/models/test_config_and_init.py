@@ -44,6 +44,7 @@ def test_every_preset_builds_and_has_its_published_size(name: str) -> None:
     ("qwen", {"sliding_window": 0}, r"sliding_window=0 must be at least 1"),
     ("qwen", {"head_dim": -2}, r"head_dim=-2 must be at least 2"),
     ("qwen", {"dim": 10**12}, r"dim=1000000000000 must be at most 4,294,967,295"),
+    ("qwen", {"use_qk_norm": False, "num_heads": 6, "head_dim": 8}, r"num_heads=6 does not divide dim=256, which"),
     ("qwen", {"num_experts": 1}, r"experts_per_token=2 must lie between 1 and num_experts=1"),
     ("qwen", {"num_experts": 4, "mlp_dim": 8}, r"mlp_dim=8 has no effect with num_experts=4; set moe_dim"),
     ("qwen", {"num_experts": 4, "moe_dim": 0}, r"moe_dim=0 must be at least 1"),
