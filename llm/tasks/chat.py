@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         opened.model, opened.tokenizer, template=config.template, system=config.system, seed=config.seed,
         max_new_tokens=config.max_new_tokens, stop_strings=config.stop, **vars(config.sampling),
     )
-    say(f"{opened.name}. /help lists what you can do besides talking; Ctrl-C stops an answer, Ctrl-D ends.")
+    say(f"{opened.name}\n/help lists what you can do besides talking; Ctrl-C stops an answer, Ctrl-D ends.")
     Terminal(conversation).run()
     return 0
 
@@ -86,7 +86,7 @@ class Terminal:
 
     def run(self) -> None:
         """Until the input ends or /quit."""
-        for message in messages(read_lines()):
+        for message in messages(read_line):
             if message.startswith("/") and not message.startswith("//"):
                 name, _, rest = message[1:].partition(" ")
                 command = self.commands.get(name)
@@ -159,8 +159,10 @@ class Terminal:
                 talk.max_new_tokens = whole_number(name, value)
             else:
                 talk.sampling = vars(changed(Sampling(**talk.sampling), name, value))
-        settings = {"max_new_tokens": talk.max_new_tokens, **talk.sampling}
-        say("  " + ", ".join(f"{name} {value}" for name, value in settings.items()))
+        plain = vars(Sampling())
+        settings = {name: value for name, value in talk.sampling.items() if value != plain[name]}
+        settings = {"max_new_tokens": talk.max_new_tokens, "temperature": talk.sampling["temperature"], **settings}
+        say("  " + ", ".join(f"{name} {value}" for name, value in settings.items()) + "; the others are off")
 
     def show(self, _: str) -> None:
         """the conversation so far, as the model reads it"""
@@ -186,33 +188,35 @@ class Terminal:
         return True
 
 
-def read_lines() -> Iterator[str]:
-    """What a person types, with editing and history where there is a terminal, or the lines of a pipe."""
+def read_line(prompt: str) -> str | None:
+    """The next line that a person types, with editing and history where there is a terminal, or that a pipe holds.
+
+    Returns:
+        The line without its end, None when there are no more.
+    """
     if not sys.stdin.isatty():
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
-        yield from (line.rstrip("\r\n") for line in sys.stdin)
-        return
+        line = sys.stdin.readline()
+        return line.rstrip("\r\n") if line else None
     with contextlib.suppress(ImportError):   # Windows has its own
         import readline  # noqa: F401  (its import gives `input` editing and history)
     while True:
         try:
-            yield input("\n> ")
+            return input(prompt)
         except KeyboardInterrupt:
             say("\nCtrl-D or /quit ends.")
         except EOFError:
             say("")
-            return
+            return None
 
 
-def messages(lines: Iterator[str]) -> Iterator[str]:
+def messages(read: Callable[[str], str | None]) -> Iterator[str]:
     """The messages in what is typed: a line each, or several between two marks."""
-    for line in lines:
+    while (line := read("> ")) is not None:
         if line.strip() == BLOCK:
             block = []
-            for inner in lines:
-                if inner.strip() == BLOCK:
-                    break
+            while (inner := read(". ")) is not None and inner.strip() != BLOCK:
                 block.append(inner)
             line = "\n".join(block)
         if line.strip():

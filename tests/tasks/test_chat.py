@@ -50,7 +50,7 @@ def test_each_message_gets_an_answer_and_a_seed_repeats_them(
     assert tokenizer is not None
     mirror = Conversation(model, tokenizer, max_new_tokens=8, seed=1, temperature=0.7, top_p=0.95)
     assert out == "".join("".join(mirror.answer(text)) + "\n" for text in ("Hello", "what is tea?"))
-    assert "model: 0.0M parameters, fp32, context 128. /help lists" in err
+    assert "model: 0.0M parameters, fp32, context 128\n/help lists" in err
     assert talk(monkeypatch, capsys, "Hello\nwhat is tea?\n")[0] == out
     assert talk(monkeypatch, capsys, "Hello\nwhat is tea?\n", "--seed", 2)[0] != out
     assert talk(monkeypatch, capsys, "Hello\nwhat is tea?\n", "--temperature", 3)[0] != out
@@ -71,7 +71,7 @@ def test_every_command(folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert notices("/retry") == "there is no answer to write again\n"
     assert "of 128 tokens of context in use" in notices("Hi\n/stats")
     assert "8 tokens written" in notices("Hi\n/stats")
-    assert "temperature 0.2, top_k 5" in notices("/set temperature 0.2\n/set top_k 5")
+    assert "temperature 0.2, top_k 5, top_p 0.95; the others are off" in notices("/set temperature 0.2\n/set top_k 5")
     assert "max_new_tokens 3" in notices("/set max_new_tokens 3")
     assert notices("/dance\nHi\n").startswith("There is no /dance. /help lists")
     assert "user\nUser" not in notices("//not a command\n/show") and "User:\n/not" in notices("//not a command\n/show")
@@ -115,7 +115,8 @@ def test_a_full_context_and_a_long_message_are_told(
 
 def test_several_lines_between_marks_are_one_message() -> None:
     lines = ["one", "", '"""', "two", "", " three", ' """ ', "four", '"""', "five"]
-    assert list(messages(iter(lines))) == ["one", "two\n\n three", "four", "five"]
+    rest = iter(lines)
+    assert list(messages(lambda _: next(rest, None))) == ["one", "two\n\n three", "four", "five"]
 
 
 class Interrupting:
@@ -185,12 +186,12 @@ def test_in_a_terminal_ctrl_c_does_not_end_it_and_ctrl_d_does(folder: str) -> No
         shown = shown.split(text, 1)[1]
 
     try:
-        until("\n> ")
+        until("> ")
         process.send_signal(signal.SIGINT)
         until("Ctrl-D or /quit ends.")
-        until("\n> ")
+        until("> ")
         os.write(ours, b"Hello\n")
-        until("\n> ")
+        until("> ")
         os.write(ours, b"/stats\n")
         until("tokens written")
         os.write(ours, b"\x04")
