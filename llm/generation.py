@@ -177,7 +177,7 @@ class Reader:
         self.model = model
         self.rows: list[list[int]] = []
         self.cache: KVCache | None = None
-        self.step = step_of(model)   # the fast way to read one more id, where there is one
+        self.advance = step_of(model)   # the fast way to read one more id, where there is one
 
     @torch.inference_mode()
     def read(self, rows: Sequence[Sequence[int]], *, room: int = 0) -> Tensor:
@@ -226,10 +226,10 @@ class Reader:
         self.cache.make_room(1, oldest=first)
         positions = None if first == last else torch.tensor(places, device=device)[:, None]   # (B, 1)
         columns = torch.tensor(ids, device=device)[:, None]   # (B, 1)
-        if self.step is None or torch.is_autocast_enabled(device.type):
+        if self.advance is None or torch.is_autocast_enabled(device.type):
             logits = self.model(columns, positions=positions, cache=self.cache).logits[:, 0]
         else:
-            logits = self.step(columns, positions, self.cache)
+            logits = self.advance(columns, positions, self.cache)
         for row, token in zip(rows, ids, strict=True):
             row.append(token)
         self.rows = rows

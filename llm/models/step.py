@@ -79,9 +79,10 @@ def _is_special(module: nn.Module) -> bool:
 
 def _block(block: nn.Module) -> Layer:
     if not isinstance(block, Block) or type(block).forward is not Block.forward:
-        return block
+        return lambda hidden, plan, rope, cache: block(hidden, plan, rope, cache)[0]
     attention_norm, attention = _norm(block.attention_norm), _attention(block.attention)
-    mlp_norm, mlp = _norm(block.mlp_norm), _mlp(block.mlp)
+    is_plain = type(block).feed_forward is Block.feed_forward
+    mlp_norm, mlp = _norm(block.mlp_norm), _mlp(block.mlp) if is_plain else lambda x: block.feed_forward(x)[0]
 
     def layer(hidden: Tensor, plan: AttentionPlan, rope: Tables, cache: LayerCache) -> Tensor:
         hidden = hidden + attention(attention_norm(hidden), plan, rope, cache)
