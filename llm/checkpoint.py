@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from llm.interop import gguf, hf_config, huggingface
 from llm.interop.shards import REMEDY, WEIGHTS, TensorFiles, read_json, write_tensors
+from llm.interop.wrapped import Wrapped
 from llm.models.build import empty_model
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
@@ -44,7 +45,8 @@ def save(
 ) -> None:
     """Write a model as a Hugging Face folder that transformers opens and `load` reads back to the bit.
 
-    A module of your own, without a configuration of ours, is saved as its weights alone.
+    A wrapped model of transformers is saved as its library does; a module of your own, without a configuration of
+    ours, as its weights alone.
 
     Args:
         model: a decoder, or any module.
@@ -80,6 +82,8 @@ def save(
         _write_json(folder / "config.json", table | {"bos_token_id": ids["bos_token_id"]})
         _write_json(folder / "generation_config.json", ids)
         write_tensors(tensors, folder, max_shard_bytes=max_shard_bytes)
+    elif isinstance(model, Wrapped):
+        model.save_weights(folder)
     else:
         safetensors.torch.save_model(model, str(folder / WEIGHTS))   # copes with tensors that modules share
     if tokenizer is not None:
@@ -143,6 +147,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     config = getattr(model, "config", None)
     if isinstance(config, ModelConfig):
         huggingface.from_tensors(TensorFiles(folder), config, model.state_dict())   # which shares the model's memory
+        return
+    if isinstance(model, Wrapped):
+        model.load_weights(folder)
         return
     read_tensors(folder / WEIGHTS)   # complains of a missing or damaged file in our words
     try:
