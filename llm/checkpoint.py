@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from llm.interop import gguf, hf_config, huggingface
-from llm.interop.shards import WEIGHTS, TensorFiles, read_json, write_tensors
+from llm.interop.shards import REMEDY, WEIGHTS, TensorFiles, read_json, write_tensors
+from llm.interop.wrapped import Wrapped
 from llm.models.build import empty_model
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNFINISHED = ".unfinished-"
-REMEDY = "copy it again, or use another checkpoint: a run without its newest step folder goes on with the one before"
 
 
 def save(
@@ -45,7 +45,8 @@ def save(
 ) -> None:
     """Write a model as a Hugging Face folder that transformers opens and `load` reads back to the bit.
 
-    A module of your own, without a configuration of ours, is saved as its weights alone.
+    A wrapped model of transformers is saved as its library does; a module of your own, without a configuration of
+    ours, as its weights alone.
 
     Args:
         model: a decoder, or any module.
@@ -81,6 +82,8 @@ def save(
         _write_json(folder / "config.json", table | {"bos_token_id": ids["bos_token_id"]})
         _write_json(folder / "generation_config.json", ids)
         write_tensors(tensors, folder, max_shard_bytes=max_shard_bytes)
+    elif isinstance(model, Wrapped):
+        model.save_weights(folder)
     else:
         safetensors.torch.save_model(model, str(folder / WEIGHTS))   # copes with tensors that modules share
     if tokenizer is not None:
@@ -144,6 +147,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     config = getattr(model, "config", None)
     if isinstance(config, ModelConfig):
         huggingface.from_tensors(TensorFiles(folder), config, model.state_dict())   # which shares the model's memory
+        return
+    if isinstance(model, Wrapped):
+        model.load_weights(folder)
         return
     read_tensors(folder / WEIGHTS)   # complains of a missing or damaged file in our words
     try:
@@ -348,10 +354,7 @@ def _sync(path: Path) -> None:
 
 def _read_json(path: Path, *, keys: Iterable[str] = (), remedy: str = REMEDY) -> dict[str, Any]:
     """An object with at least these keys, or a ValueError that names the file."""
-    try:
-        table = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{error}; {remedy}") from error
+    table = read_json(path, remedy=remedy)
     if missing := [key for key in keys if key not in table]:
         raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; {remedy}")
     return table

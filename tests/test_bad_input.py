@@ -134,8 +134,7 @@ SETTINGS: list[tuple[str, Prepare, str, int, str]] = [
     ("eps that is no number", nothing, "--norm-eps nan", 2, r"norm_eps=nan must lie in \[0, 1\); 1e-5 is usual"),
     ("larger than memory", nothing, "--dim 1000000", 1, "dim=1000000, num_layers=1: weights, gradients and AdamW take "
      "about 192.0 TB, but cpu has .* GB in all; choose smaller numbers"),
-    ("larger than numbers", nothing, "--dim 4000000000 --mlp-dim 4000000000", 1,
-     "AdamW take more than 18446744.1 TB, but cpu has"),
+    ("larger than numbers", nothing, "--dim 10000000000", 1, "AdamW take more than 18446744.1 TB, but cpu has"),
     ("infinite learning rate", nothing, "--lr inf", 2, "lr=inf must be finite; the first step would"),
     ("learning rate that is no number", nothing, "--lr nan", 2, "lr=nan must be above 0"),
     ("empty batch", nothing, "--batch-size 0", 2, "batch_size=0 must be at least 1"),
@@ -179,8 +178,7 @@ RESUME: list[tuple[str, Prepare, str, int, str]] = [
     ("empty weights", write(f"{STEP}/model.safetensors", b""), "--resume run", 1, "model.safetensors is damaged:"),
     ("huge header", write(f"{STEP}/model.safetensors", (2**60).to_bytes(8, "little") + b"{}"), "--resume run", 1,
      "model.safetensors is damaged: .* header too large; copy it again"),
-    ("missing weights", remove(f"{STEP}/model.safetensors"), "--resume run", 1,
-     "step-00000002 holds no weights; weights are read only from safetensors files"),
+    ("missing weights", remove(f"{STEP}/model.safetensors"), "--resume run", 1, "model.safetensors does not exist"),
     ("pickle for weights", write(f"{STEP}/model.safetensors", PICKLE), "--resume run", 1, "model.safetensors is"),
     ("pickle for the optimizer", write(f"{STEP}/trainer/optimizer.safetensors", PICKLE), "--resume run", 1,
      "trainer/optimizer.safetensors is damaged: .* copy it again"),
@@ -202,8 +200,8 @@ MODEL: list[tuple[str, Prepare, str, int, str]] = [
     ("damaged config", write("m/config.json", "{"), "--model m", 1, "m/config.json is damaged: .* copy it again"),
     ("no heads in a config", replaced(f"{STEP}/config.json", b'"n_head": 1', b'"n_head": 0'),
      "--model run", 1, "num_heads=0 must be at least 1"),
-    ("a pickled model", pickled_model, "--model pickled", 1, "pickled holds only model.pt, a pickle, which can run "
-     "any code when it is read; weights are read only from safetensors files"),
+    ("a pickled model", pickled_model, "--model pickled", 1, "pickled/model.safetensors does not exist; weights are "
+     "read only from safetensors files"),
     ("pickle for a model", write(f"{STEP}/model.safetensors", PICKLE), "--model run", 1, "model.safetensors is"),
 ]
 CASES = {

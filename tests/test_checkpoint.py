@@ -157,7 +157,8 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "was_run").exists()
 
 
-@pytest.mark.parametrize("damage", [b"", b"[]", b"\xff\xfe", b'{"complete": [2]}', b'{"model_type": "gpt2"}'])
+@pytest.mark.parametrize("damage", [
+    b"", b"[]", b"[" * 100_000, b"\xff\xfe", b'{"complete": [2]}', b'{"model_type": "gpt2"}'], ids=len)
 @pytest.mark.parametrize("name", ["index.json", "step-00000002/trainer/state.json", "step-00000002/config.json"])
 def test_a_damaged_table_is_named(tmp_path: Path, name: str, damage: bytes) -> None:
     saved_trainer(tmp_path)

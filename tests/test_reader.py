@@ -12,6 +12,7 @@ from llm.models.config import QwenConfig
 from llm.models.decoder import Decoder
 from llm.models.scaling import RopeScaling
 from llm.nn import KVCache
+from llm.nn.cache import LayerCache
 from tests.conftest import TINY, random_ids, random_model
 
 TEXT = random_ids(32).tolist()
@@ -72,18 +73,23 @@ def test_a_second_turn_goes_on_from_what_it_shares_with_the_first(tiny_model: De
         assert num_read == num_new or tiny_model.config.window   # a window may have dropped what is needed again
 
 
-def test_an_interrupted_reading_leaves_nothing_wrong_behind(tiny_model: Decoder) -> None:
+def test_an_interrupted_reading_leaves_nothing_wrong_behind(
+    tiny_model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader = Reader(tiny_model)
     reader.read([TEXT[:10]])
+    write = LayerCache.write
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupt(self: LayerCache, *arguments: Any, **settings: Any) -> Any:
+        if reader.cache is None or self is not reader.cache.layers[0]:
+            raise KeyboardInterrupt   # in the middle: the second layer, or another cache
+        return write(self, *arguments, **settings)
 
     for read in (lambda: reader.read_next([1]), lambda: reader.read([[*TEXT[:8], 2, 3]])):
-        hook = tiny_model.blocks[1].register_forward_pre_hook(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            read()
-        hook.remove()
+        with monkeypatch.context() as patched:
+            patched.setattr(LayerCache, "write", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                read()
         assert close(reader.read([TEXT[:12]])[0], plain(tiny_model, TEXT[:12]))
 
 

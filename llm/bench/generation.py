@@ -17,7 +17,6 @@ from llm.bench.measure import (
     Ratio,
     Timing,
     Watch,
-    in_fresh_process,
     is_emulated,
     speedup,
     stream_rate,
@@ -26,11 +25,11 @@ from llm.bench.measure import (
 )
 from llm.bench.steps import SEED, Program, peer_model, smallest, transformers
 from llm.bench.table import format_table
-from llm.bench.training import with_sizes
+from llm.bench.training import peak_of, with_sizes
 from llm.generation import generate
 from llm.models.build import build_model, empty_model
 from llm.models.config import ModelConfig
-from llm.models.profile import format_bytes
+from llm.models.profile import active_size, format_bytes
 from llm.runtime import DTYPES, Precision, World, peak_memory, start
 
 log = logging.getLogger(__name__)
@@ -121,7 +120,7 @@ def measure_writing(jobs: list[WritingJob], config: GenerateBenchConfig, watch: 
             "prefill_s": prefill[job.program].seconds, "decode_step_s": decode[job.program].seconds,
         }
         if config.memory == "peak":
-            row["peak_bytes"] = in_fresh_process(writing_memory, job, config.new_tokens)
+            row["peak_bytes"] = peak_of(writing_memory, job, config.new_tokens)
         rows.append(row)
     if len(jobs) == 2:
         pairs = zip(texts["ours"], texts["transformers"], strict=True)
@@ -146,7 +145,8 @@ def per_step(whole: Timing, first: Timing, new_tokens: int) -> Timing:
 
 
 def weight_bytes(architecture: ModelConfig, precision: Precision) -> int:
-    """What every token reads: all weights but the embeddings, of which it looks up one row, unless they are the head.
+    """What every token reads: all weights but the embeddings, of which it looks up one row, unless they are the head;
+    of experts those that it is sent to.
 
     Example:
         >>> from llm.models.config import GPTConfig
@@ -155,7 +155,7 @@ def weight_bytes(architecture: ModelConfig, precision: Precision) -> int:
         494.613504
     """
     looked_up = {"embed_positions.weight"} | (set() if architecture.tie_embeddings else {"embed.weight"})
-    read = sum(parameter.numel() for name, parameter in empty_model(architecture).named_parameters()
+    read = sum(active_size(architecture, parameter) for name, parameter in empty_model(architecture).named_parameters()
                if name not in looked_up)
     return read * DTYPES[precision].itemsize
 
@@ -208,7 +208,7 @@ def show_generation(rows: list[Row]) -> str:
             "decode tokens/s": f"{row['decode_tokens_per_s']:,.0f}",
             "memory's limit": f"{row['limit_tokens_per_s']:,.0f}",
         }
-        if "peak_bytes" in row:
+        if row.get("peak_bytes") is not None:
             cells["peak memory"] = format_bytes(row["peak_bytes"])
         for name in ("prefill", "decode"):
             if f"{name}_times_as_fast" in row:

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, NamedTuple, TypeVar
 
@@ -164,12 +165,18 @@ def in_fresh_process(function: Callable[..., Value], *arguments: object) -> Valu
         function: importable by name, as are its arguments and result by pickling.
         arguments: its arguments.
 
+    Raises:
+        RuntimeError: if the process is killed, as it is when memory runs out; besides whatever the function raises.
+
     Example:
         >>> in_fresh_process(abs, -3)
         3
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError("the process was killed, most likely because memory ran out") from error
 
 
 def describe_machine(watch: Watch) -> dict[str, Any]:

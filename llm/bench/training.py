@@ -108,12 +108,13 @@ def measure_together(jobs: list[Job], config: TrainBenchConfig, watch: Watch, fo
 def measure_speed(jobs: list[Job], steps: list[Callable[[], float]], rows: list[Row], watch: Watch, *,
                   turns: int) -> None:
     """Time the steps of all jobs in turns, and put into the rows what that says."""
-    before = [matmul_rate(watch, job.precision) for job in jobs]
+    precisions = {job.precision for job in jobs}
+    before = {precision: matmul_rate(watch, precision) for precision in precisions}
     timings = list(take_turns(dict(zip(map(describe, rows), steps, strict=True)), turns=turns, warmup=WARMUP,
                               watch=watch).values())
-    after = [matmul_rate(watch, job.precision) for job in jobs]
-    for job, row, timing, *rates in zip(jobs, rows, timings, before, after, strict=True):
-        row |= speed_of(job, timing, max(rates))
+    rates = {precision: max(rate, matmul_rate(watch, precision)) for precision, rate in before.items()}
+    for job, row, timing in zip(jobs, rows, timings, strict=True):
+        row |= speed_of(job, timing, rates[job.precision])
     if len(jobs) == 2:
         rows[0]["times_as_fast"] = speedup(*timings)._asdict()
 
@@ -132,10 +133,19 @@ def memory_of(job: Job, *, with_head: bool) -> Row:
     """What a row says about memory, found in fresh processes."""
     if job.is_compiled and not job.device.startswith("cuda"):
         return {"peak_bytes": None}   # resident memory would be that of the compiler
-    row: Row = {"peak_bytes": in_fresh_process(step_memory, job)}
+    row: Row = {"peak_bytes": peak_of(step_memory, job)}
     if with_head:
-        row["headless_peak_bytes"] = in_fresh_process(step_memory, replace(job, has_head=False))
+        row["headless_peak_bytes"] = peak_of(step_memory, replace(job, has_head=False))
     return row
+
+
+def peak_of(function: Callable[..., int], *arguments: object) -> int | None:
+    """What the function finds in a fresh process; None, with a warning, if it fails, so that the times are kept."""
+    try:
+        return in_fresh_process(function, *arguments)
+    except RuntimeError as error:
+        log.warning("its memory was not measured: %s", error)
+        return None
 
 
 def describe(row: Row) -> str:
@@ -167,7 +177,8 @@ def show_training(rows: list[Row]) -> str:
             cells["peak memory"] = format_bytes(row["peak_bytes"])
         if row.get("headless_peak_bytes") is not None:
             cells["without head"] = format_bytes(row["headless_peak_bytes"])
-            cells["the head's"] = format_bytes(max(0, row["peak_bytes"] - row["headless_peak_bytes"]))
+            if row["peak_bytes"] is not None:
+                cells["the head's"] = format_bytes(max(0, row["peak_bytes"] - row["headless_peak_bytes"]))
         if ratio := row.get("times_as_fast"):
             cells["times as fast"] = f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
         shown.append(cells)

@@ -108,7 +108,7 @@ def from_config(table: Mapping[str, Any]) -> ModelConfig:
         KeyError: for a missing key.
     """
     kind = table.get("model_type")
-    if kind not in CLASSES:
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise ValueError(f"model_type {kind!r} is not supported; choose from {', '.join(sorted(CLASSES))}")
     config_class = GPTConfig if kind == "gpt2" else QwenConfig
     keys, fixed = _spelling(kind)
@@ -123,7 +123,8 @@ def from_config(table: Mapping[str, Any]) -> ModelConfig:
         value = DEFAULTS[kind][key.theirs] if value is None else value
         fields[key.ours] = checked(value, annotations[key.ours], f"config.json: {key.theirs}")
     if config_class is QwenConfig:
-        has_bias = table.get("qkv_bias", True) if kind == "qwen2_moe" else kind == "qwen2"
+        has_bias = (checked(table.get("qkv_bias", True), bool, "config.json: qkv_bias") if kind == "qwen2_moe" else
+                    kind == "qwen2")
         _require(table, "attention_bias", has_bias, None)
         fields |= {"use_qk_norm": kind in ("qwen3", "qwen3_moe"), "use_qkv_bias": has_bias,
                    "sliding_window": _window_of(table), **_rope_of(table)}
@@ -174,7 +175,7 @@ def _rope_of(table: Mapping[str, Any]) -> dict[str, Any]:
     theta = rope.pop("rope_theta", table.get("rope_theta"))
     theta = checked(10_000.0 if theta is None else theta, float, "config.json: rope_theta")
     older = rope.pop("type", "default")
-    kind = rope.pop("rope_type", older)
+    kind = checked(rope.pop("rope_type", older), str, "config.json: rope_type")
     for where in (rope, table):
         _require(where, "partial_rotary_factor", 1.0, None)
     rope.pop("partial_rotary_factor", None)
@@ -192,8 +193,10 @@ def _rope_of(table: Mapping[str, Any]) -> dict[str, Any]:
         rope["factor"] = longest / max(trained, 1)
     numbers = {"trained_context": trained, **rope}
     if kind == "yarn" and "mscale" in rope and "mscale_all_dim" in rope:   # DeepSeek's way to say attention_factor
-        mscale, mscale_all_dim = numbers.pop("mscale"), numbers.pop("mscale_all_dim")
-        logarithm = 0.1 * math.log(rope["factor"])
+        mscale, mscale_all_dim, factor = (checked(rope[name], float, f"config.json: rope_scaling: {name}")
+                                          for name in ("mscale", "mscale_all_dim", "factor"))
+        del numbers["mscale"], numbers["mscale_all_dim"]
+        logarithm = 0.1 * math.log(max(factor, 1.0))
         if mscale and mscale_all_dim:
             numbers.setdefault("attention_factor", (mscale * logarithm + 1) / (mscale_all_dim * logarithm + 1))
     if unknown := set(numbers) - {"trained_context", *USED[kind]}:
@@ -232,6 +235,8 @@ def _window_of(table: Mapping[str, Any]) -> int | None:
     if kind == "qwen3_moe":
         return window   # in all layers, whatever max_window_layers says
     kinds = table.get("layer_types")
+    if kinds is not None and not (isinstance(kinds, list) and all(isinstance(name, str) for name in kinds)):
+        raise ValueError(f"config.json: layer_types = {kinds!r} must be a list of names")
     if kinds is None:
         kinds = ["sliding_attention"] * (first < layers) + ["full_attention"] * (first > 0)
     if set(kinds) == {"sliding_attention"}:

@@ -2,7 +2,7 @@
 
 A checkpoint of ours is such a folder, so that AutoModelForCausalLM opens it without a conversion. One table per
 transformers class says which of their tensors hold which of ours; reading and writing follow the same rows.
-The configuration is translated in `hf_config.py`.
+The configuration is translated in `hf_config.py`; `wrap`, from `wrapped.py`, is for models that are not ours.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llm.interop.wrapped import wrap
 from llm.models.config import ModelConfig
+
+__all__ = ["Row", "check_counts", "from_tensors", "rows_of", "to_tensors", "wrap"]
 
 
 class Row(NamedTuple):

@@ -17,6 +17,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 100 << 20   # of an index or configuration; the largest published ones are a tenth of it
 REOPEN_BYTES = 256 << 20     # pages of a mapped file count as ours until it is closed; so that is done now and then
+REMEDY = "copy it again, or use another checkpoint: a run without its newest step folder goes on with the one before"
 
 
 class TensorFiles(Mapping[str, Tensor]):
@@ -96,16 +97,16 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, *, max_shard_byte
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or a ValueError that names the file."""
+def read_json(path: Path, *, remedy: str = REMEDY) -> dict[str, Any]:
+    """A JSON object, or a ValueError that names the file and what to do."""
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a file of its kind has at most {MAX_JSON_BYTES:,}")
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}; {remedy}") from error
     if not isinstance(table, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
+        raise ValueError(f"{path} is damaged: it holds no object; {remedy}")
     return table
 
 
@@ -113,7 +114,7 @@ def _open(path: Path) -> Any:
     try:
         return safetensors.safe_open(path, framework="pt")
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}; copy it again, or use another checkpoint") from error
+        raise ValueError(f"{path} is damaged: {error}; {REMEDY}") from error
 
 
 def _names(path: Path) -> list[str]:

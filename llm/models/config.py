@@ -159,12 +159,15 @@ class QwenConfig(ModelConfig):
             found.append(f"num_heads={self.num_heads} does not divide dim={self.dim}; {_near_divisors(self)} "
                          "or set head_dim")
         elif self.head_width < 1 or self.head_width % 2:
-            found.append(f"head_dim={self.head_width} must be positive and even, since RoPE turns pairs")
+            found.append(f"head_dim={self.head_width} must be at least 2 and even, since RoPE turns pairs; leave it "
+                         "out for dim / num_heads")
+        is_llama = not (self.use_qk_norm or self.use_qkv_bias or self.sliding_window or self.num_experts)
+        if is_llama and self.head_dim is not None and self.dim % self.num_heads:
+            found.append(f"num_heads={self.num_heads} does not divide dim={self.dim}, which transformers' Llama wants "
+                         f"even with a head_dim; {_near_divisors(self)}")
         if self.kv_heads < 1 or self.num_heads % self.kv_heads:
             found.append(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}; choose one "
                          "that does, 1 or more")
-        if self.head_dim is not None and self.head_dim < 1:
-            found.append(f"head_dim={self.head_dim} must be at least 1; leave it out for dim / num_heads")
         if self.use_qk_norm and self.use_qkv_bias:
             found.append("use_qk_norm and use_qkv_bias together are no published model; choose one")
         if not 0 < self.rope_theta < float("inf"):

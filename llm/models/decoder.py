@@ -153,12 +153,7 @@ class Decoder(nn.Module):
                              "out")
         read, held, offset = (cache.length, cache.num_held, cache.offset) if cache is not None else (0, 0, 0)
         length = input_ids.shape[1]
-        if read + length > self.config.context_length:
-            raise ValueError(f"{read + length} tokens exceed the model's context_length of "
-                             f"{self.config.context_length}; shorten the text")
-        if cache is not None and held + length > cache.max_length:
-            raise ValueError(f"{held + length} tokens exceed the cache's max_length of {cache.max_length}")
-
+        self.check_room(length, cache)
         if positions is not None and not 0 <= int(positions.min()) <= int(positions.max()) < self.config.context_length:
             raise ValueError(f"positions from {int(positions.min())} to {int(positions.max())} leave the model's "
                              f"context_length of {self.config.context_length}; begin each text at 0")
@@ -194,6 +189,15 @@ class Decoder(nn.Module):
         if reduction == "sum":
             return Output(loss_sum=next_token_loss_sum(hidden, self.head_weight, targets), **experts)
         return Output(log_likelihood=token_log_likelihood(hidden, self.head_weight, targets), **experts)
+
+    def check_room(self, length: int, cache: KVCache | None) -> None:
+        """Raise a ValueError if `length` more tokens are too many for the context or the cache."""
+        total = length + (cache.length if cache is not None else 0)
+        if total > self.config.context_length:
+            raise ValueError(f"{total} tokens exceed the model's context_length of {self.config.context_length}; "
+                             "shorten the text")
+        if cache is not None and cache.num_held + length > cache.max_length:
+            raise ValueError(f"{cache.num_held + length} tokens exceed the cache's max_length of {cache.max_length}")
 
     def new_cache(self, batch_size: int, max_length: int, *, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache that fits this model.

@@ -3,6 +3,7 @@
 The arithmetic is in `llm/nn/rope.py`, whose functions take exactly the numbers that stand here.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -40,7 +41,7 @@ class RopeScaling:
     @property
     def reach(self) -> int:
         """The longest text in tokens that the scaling is meant for."""
-        return int(self.factor * self.trained_context)
+        return int(self.factor * self.trained_context) if math.isfinite(self.factor) else 0
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -58,6 +59,8 @@ class RopeScaling:
             found.append(f"rope_scaling kind={self.kind} takes no {' or '.join(idle)}; leave it out")
         if self.kind == "none":
             return found
+        found += [f"rope_scaling {name}={value} must be a number" for name, value in self.numbers.items()
+                  if isinstance(value, float) and not math.isfinite(value)]
         if self.factor < 1:
             found.append(f"rope_scaling factor={self.factor} must be at least 1; it says how many times longer")
         if self.trained_context < 1:

@@ -33,13 +33,14 @@ class LayerCache:
             (B, G, S, D) views of the stored keys and values, S = num_keys - first_key.
         """
         if start is not None:
-            self.keys[:, :, start : start + keys.shape[2]] = keys
-            self.values[:, :, start : start + keys.shape[2]] = values
+            self.keys.narrow(2, start, keys.shape[2]).copy_(keys)
+            self.values.narrow(2, start, keys.shape[2]).copy_(values)
         else:
             rows = torch.arange(keys.shape[0], device=keys.device)[:, None]   # (B, 1)
             self.keys[rows, :, slots] = keys.transpose(1, 2).to(self.keys.dtype)   # indexing puts time before heads
             self.values[rows, :, slots] = values.transpose(1, 2).to(self.values.dtype)
-        return self.keys[:, :, first_key:num_keys], self.values[:, :, first_key:num_keys]
+        size = num_keys - first_key
+        return self.keys.narrow(2, first_key, size), self.values.narrow(2, first_key, size)
 
     def rebuild(self, max_length: int, columns: slice, rows: Tensor | None = None) -> None:
         """Move the columns of some slots to the front of new tensors of `max_length` slots; `rows` chooses rows."""

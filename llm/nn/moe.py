@@ -75,6 +75,8 @@ class Experts(nn.Module):
         # unbind, not indexing: the gradient of each x[e] would be a tensor of the size of all experts
         for rows, gate, up, down in zip(x.split(counts), self.gate_proj.unbind(), self.up_proj.unbind(),
                                         self.down_proj.unbind(), strict=True):
+            if not len(rows) and not torch.is_grad_enabled():
+                continue   # of many experts one more token visits few
             padded = F.pad(rows, (0, 0, 0, -len(rows) % step)) if step > 1 else rows   # (n, C)
             inner = F.silu(F.linear(padded, gate)) * F.linear(padded, up)
             results.append(F.linear(inner, down)[: len(rows)])

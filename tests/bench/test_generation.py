@@ -15,6 +15,7 @@ from llm.bench.generation import (
     writing_memory,
 )
 from llm.bench.measure import Timing
+from llm.models.build import empty_model
 from llm.models.config import GPTConfig, ModelConfig, QwenConfig
 from tests.conftest import TINY
 
@@ -59,6 +60,12 @@ def test_the_limit_counts_every_weight_but_the_looked_up_ones(architecture: Mode
     assert weight_bytes(architecture, "bf16") == 2 * read
 
 
+def test_of_experts_the_limit_counts_those_in_use() -> None:
+    config = TINY["qwen3_moe"]   # 2 layers; 2 of 4 experts, each of three 12 x 16 matrices
+    all_of_them = sum(parameter.numel() for parameter in empty_model(config).parameters())
+    assert weight_bytes(config, "fp32") == 4 * (all_of_them - 2 * 2 * 3 * 12 * 16)
+
+
 def test_every_number_of_rows_is_measured_beside_the_limit() -> None:
     rows = bench_generation(config(against="transformers"))
     assert [(row["batch_size"], row["program"]) for row in rows] == [
@@ -76,7 +83,7 @@ def test_memory_is_what_writing_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = iter([100, 160])
     monkeypatch.setattr(generation, "peak_memory", lambda device: next(peaks))
     assert writing_memory(job(TINY["gpt"]), 3) == 60
-    monkeypatch.setattr(generation, "in_fresh_process", lambda function, asked, count: 2_000_000 * asked.batch_size)
+    monkeypatch.setattr("llm.bench.training.in_fresh_process", lambda _, asked, count: 2_000_000 * asked.batch_size)
     rows = bench_generation(config(memory="peak"))
     assert [row["peak_bytes"] for row in rows] == [2_000_000, 4_000_000]
     assert "4.0 MB" in show_generation(rows)

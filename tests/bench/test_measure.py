@@ -1,5 +1,6 @@
 """Laws of measuring: turns are fair, the arithmetic of times is right, a fresh process is fresh."""
 
+import os
 import sys
 import time
 
@@ -105,6 +106,14 @@ def test_a_fresh_process_begins_without_the_peak_of_its_parent() -> None:
     large = np.ones(40_000_000)   # 320 MB
     assert peak_memory(CPU) > large.nbytes
     assert in_fresh_process(peak_memory_of, "cpu") < peak_memory(CPU) - large.nbytes / 2
+
+
+@pytest.mark.slow   # a process that imports torch
+def test_a_process_that_is_killed_ends_in_one_clear_error() -> None:
+    with pytest.raises(RuntimeError, match="the process was killed, most likely because memory ran out"):
+        in_fresh_process(os._exit, 1)
+    with pytest.raises(ZeroDivisionError):
+        in_fresh_process(divmod, 1, 0)
 
 
 def peak_memory_of(device: str) -> int:

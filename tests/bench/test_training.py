@@ -60,6 +60,12 @@ def test_the_defaults_of_both_are_their_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert theirs.is_untouched and not ours.is_untouched
 
 
+def test_dropout_is_no_reason_to_refuse_the_comparison_of_defaults() -> None:
+    ours, theirs = bench_training(config(precision=("auto",), defaults=True, against="transformers"), Path())
+    assert ours["loss"] != pytest.approx(theirs["loss"], rel=1e-5)
+    assert {"median", "low", "high"} == set(ours["times_as_fast"])
+
+
 @pytest.mark.parametrize(("settings", "message"), [
     ({"defaults": True, "against": "transformers"}, "defaults measures both as they come; leave precision out"),
     ({"defaults": True, "precision": ("auto",)}, "defaults compares two programs; add --against transformers"),
@@ -80,6 +86,13 @@ def test_the_numbers_of_a_row_follow_from_its_times() -> None:
     assert (row["tokens_per_s"], row["step_s"], row["step_low_s"], row["step_high_s"]) == (16, 1.0, 0.75, 1.5)
     assert row["flops_per_s"] == 16 * flops_per_token(architecture, 8)
     assert row["share_of_matmul"] == row["flops_per_s"] / 1e6
+
+
+def test_both_programs_are_held_against_the_same_rate_the_best_that_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([1e12, 3e12])   # before and after
+    monkeypatch.setattr(training, "matmul_rate", lambda watch, precision: next(rates))
+    rows = bench_training(config(against="transformers"), Path())
+    assert [row["matmul_flops_per_s"] for row in rows] == [3e12, 3e12]
 
 
 def test_the_table_shows_what_was_measured_and_no_more() -> None:
@@ -111,3 +124,18 @@ def test_what_is_not_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) 
     [row] = bench_training(config(memory="step", compile=("false",)), Path())
     assert (row["peak_bytes"], len(row["steps_s"])) == (101, 2)
     assert "headless_peak_bytes" not in row
+
+
+def test_memory_that_cannot_be_measured_is_said_and_the_times_are_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(function: object, job: Job) -> int:
+        if job.has_head:
+            raise RuntimeError("the process was killed")
+        return 5_000_000
+
+    monkeypatch.setattr(training, "in_fresh_process", fail)
+    [row] = bench_training(config(memory="head"), Path())
+    assert "its memory was not measured: the process was killed" in caplog.text
+    assert (row["peak_bytes"], row["headless_peak_bytes"]) == (None, 5_000_000) and row["step_s"] > 0
+    assert "5.0 MB" in show_training([row]) and "the head's" not in show_training([row])

@@ -77,7 +77,8 @@ def test_the_perplexity_is_that_of_transformers(model_and_folder: Any, theirs: A
     with torch.no_grad():
         ours = model(ids[:, :-1], targets=ids[:, 1:]).loss_sum / (ids.shape[1] - 1)
         expected = theirs(ids, labels=ids).loss
-    assert math.exp(ours) == pytest.approx(math.exp(expected), rel=1e-5)
+    # the loss is summed in float32, chunk by chunk: 4e-6 of 4 nats, and so 1.6e-5 of the perplexity
+    assert math.exp(ours) == pytest.approx(math.exp(expected), rel=5e-5)
 
 
 def test_the_ids_are_those_of_auto_tokenizer_for_40_000_strings(model_and_folder: Any) -> None:

@@ -170,6 +170,7 @@ def test_what_cannot_be_talked_with_is_refused_in_one_line(folder: str) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send")
 def test_in_a_terminal_ctrl_c_does_not_end_it_and_ctrl_d_does(folder: str) -> None:
     import pty
+    import termios
 
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -179,25 +180,38 @@ def test_in_a_terminal_ctrl_c_does_not_end_it_and_ctrl_d_does(folder: str) -> No
     os.close(theirs)
     shown = ""
 
-    def until(text: str) -> None:
+    def until(text: str, seconds: float = 120) -> bool:
         nonlocal shown
         while text not in shown:
-            assert select.select([ours], [], [], 120)[0], f"{text!r} did not come, only {shown!r}"
+            if not select.select([ours], [], [], seconds)[0]:
+                return False
             shown += os.read(ours, 4096).decode(errors="replace")
         shown = shown.split(text, 1)[1]
+        return True
+
+    def listens() -> bool:
+        """Whether it waits for keys: readline takes them one by one then, not in lines."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if not termios.tcgetattr(ours)[3] & termios.ICANON:
+                return True
+            time.sleep(0.05)
+        return False
 
     try:
-        until("> ")
-        time.sleep(0.5)   # between the prompt and the waiting for keys, readline takes no note of a signal
-        process.send_signal(signal.SIGINT)
-        until("Ctrl-D or /quit ends.")
-        until("> ")
+        assert until("> ") and listens(), shown
+        for _ in range(10):   # a signal in the instant between the prompt and the waiting is not noticed by readline
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            if until("Ctrl-D or /quit ends.", seconds=15):
+                break
+        assert until("> ") and listens(), shown
         os.write(ours, b"Hello\n")
-        until("> ")
+        assert until("> ") and listens(), shown
         os.write(ours, b"/stats\n")
-        until("tokens written")
+        assert until("tokens written") and until("> ") and listens(), shown
         os.write(ours, b"\x04")
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         os.close(ours)

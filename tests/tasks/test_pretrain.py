@@ -57,6 +57,19 @@ def write_inputs() -> None:
     np.arange(200, dtype=np.uint32).tofile("raw.bin")
 
 
+def test_experts_train_with_their_health_in_the_metrics() -> None:
+    experts = ["--model", "qwen3-moe-tiny", "--num-layers", "1", "--num-heads", "2", "--dim", "8"]
+    assert train("--data", "a.txt", "--balance", "0.1", "--out", "run", "--tokenizer", "byte",
+                 architecture=experts) == 0
+    rows = read_rows(Path("run"))
+    assert {"balance", "dead_experts", "dead_experts.0", "peak_load.0", "router_entropy.0"} <= rows[0].keys()
+    assert "balance" in rows[-1] and rows[-1]["split"] == "val"
+    assert llm.load("run")[0].config.expert_count == 4
+    for flag in ("--balance", "--router-z"):
+        with pytest.raises(ValueError, match="has no effect on a model without experts"):
+            train("--data", "a.txt", flag, "0.1")
+
+
 @pytest.mark.parametrize(("data", "vocab_size"), [
     (["a.txt", "--tokenizer", "char"], len(set(TEXT))),
     (["a.txt", "--tokenizer", "bpe:270"], 270),

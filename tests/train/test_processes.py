@@ -91,7 +91,7 @@ def share_of_step(world: World, family: str, case: str) -> tuple[Any, dict[str, 
 
 
 @pytest.mark.parametrize("case", ["ragged", "nothing for the second process", "an empty micro-batch"])
-@pytest.mark.parametrize("family", ["gpt", "qwen3", "qwen2"])
+@pytest.mark.parametrize("family", ["gpt", "qwen3", "qwen2", "qwen3_moe"])
 def test_one_batch_of_8_is_2_processes_x_2_micro_batches_of_2(pair: Pair, family: str, case: str) -> None:
     alone, whole = trainer(CPU, family=family), batch_for(case)
     if case == "an empty micro-batch":
@@ -100,7 +100,10 @@ def test_one_batch_of_8_is_2_processes_x_2_micro_batches_of_2(pair: Pair, family
     for found, shared in pair(share_of_step, family, case):
         assert found[0] == expected[0]
         assert found[1] == pytest.approx(expected[1], rel=1e-6)
-        assert found[2] == pytest.approx(expected[2], rel=1e-6)   # the metrics
+        assert found[2].keys() == expected[2].keys()   # the metrics
+        for name, value in expected[2].items():
+            if not name.startswith(("dead_experts", "peak_load")):   # these are of each micro-batch on its own
+                assert found[2][name] == pytest.approx(value, rel=1e-5 if family == "qwen3_moe" else 1e-6), name
         for name, gradient in gradients(alone).items():
             assert torch.allclose(shared[name], gradient, atol=1e-6), name
 
