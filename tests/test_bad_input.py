@@ -127,14 +127,15 @@ SETTINGS: list[tuple[str, Prepare, str, int, str]] = [
     ("limit on one document", nothing, "--limit 3", 1, "--limit 3 counts documents, and a.txt is a single one"),
     ("dim 0", nothing, "--dim 0", 2, "dim=0 must be at least 1"),
     ("no heads", nothing, "--num-heads 0", 2, "num_heads=0 must be at least 1"),
-    ("no head width", nothing, "--model qwen-tiny --num-heads 4 --head-dim 0", 2, "head_dim=0 must be at least 1; "
-     "leave it out"),
+    ("no head width", nothing, "--model qwen-tiny --num-heads 4 --head-dim 0", 2,
+     "head_dim=0 must be at least 2 and even, since RoPE turns pairs; leave it out"),
     ("no key heads", nothing, "--model qwen-tiny --num-kv-heads 0", 2, "num_kv_heads=0 does not divide num_heads=1; "),
     ("heads that do not divide", nothing, "--dim 10 --num-heads 3", 2, "num_heads=3 does not divide dim=10; choose 2"),
     ("eps that is no number", nothing, "--norm-eps nan", 2, r"norm_eps=nan must lie in \[0, 1\); 1e-5 is usual"),
     ("larger than memory", nothing, "--dim 1000000", 1, "dim=1000000, num_layers=1: weights, gradients and AdamW take "
      "about 192.0 TB, but cpu has .* GB in all; choose smaller numbers"),
-    ("larger than numbers", nothing, "--dim 10000000000", 1, "AdamW take more than 18446744.1 TB, but cpu has"),
+    ("larger than numbers", nothing, "--dim 4000000000 --mlp-dim 4000000000", 1,
+     "AdamW take more than 18446744.1 TB, but cpu has"),
     ("infinite learning rate", nothing, "--lr inf", 2, "lr=inf must be finite; the first step would"),
     ("learning rate that is no number", nothing, "--lr nan", 2, "lr=nan must be above 0"),
     ("empty batch", nothing, "--batch-size 0", 2, "batch_size=0 must be at least 1"),
@@ -178,7 +179,8 @@ RESUME: list[tuple[str, Prepare, str, int, str]] = [
     ("empty weights", write(f"{STEP}/model.safetensors", b""), "--resume run", 1, "model.safetensors is damaged:"),
     ("huge header", write(f"{STEP}/model.safetensors", (2**60).to_bytes(8, "little") + b"{}"), "--resume run", 1,
      "model.safetensors is damaged: .* header too large; copy it again"),
-    ("missing weights", remove(f"{STEP}/model.safetensors"), "--resume run", 1, "model.safetensors does not exist"),
+    ("missing weights", remove(f"{STEP}/model.safetensors"), "--resume run", 1,
+     "step-00000002 holds no weights; weights are read only from safetensors files"),
     ("pickle for weights", write(f"{STEP}/model.safetensors", PICKLE), "--resume run", 1, "model.safetensors is"),
     ("pickle for the optimizer", write(f"{STEP}/trainer/optimizer.safetensors", PICKLE), "--resume run", 1,
      "trainer/optimizer.safetensors is damaged: .* copy it again"),
@@ -200,8 +202,8 @@ MODEL: list[tuple[str, Prepare, str, int, str]] = [
     ("damaged config", write("m/config.json", "{"), "--model m", 1, "m/config.json is damaged: .* copy it again"),
     ("no heads in a config", replaced(f"{STEP}/config.json", b'"n_head": 1', b'"n_head": 0'),
      "--model run", 1, "num_heads=0 must be at least 1"),
-    ("a pickled model", pickled_model, "--model pickled", 1, "pickled/model.safetensors does not exist; weights are "
-     "read only from safetensors files"),
+    ("a pickled model", pickled_model, "--model pickled", 1, "pickled holds only model.pt, a pickle, which can run "
+     "any code when it is read; weights are read only from safetensors files"),
     ("pickle for a model", write(f"{STEP}/model.safetensors", PICKLE), "--model run", 1, "model.safetensors is"),
 ]
 CASES = {
