@@ -22,10 +22,10 @@ def alone(model: Decoder, prompts: list[list[int]], **settings: Any) -> list[lis
     return [generate(model, [prompt], **settings)[0] for prompt in prompts]
 
 
-@pytest.mark.parametrize("count", [1, 12, 60])
+@pytest.mark.parametrize("count", [1, 50])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_is_the_same_alone_and_in_a_ragged_batch(tiny_model: Decoder, temperature: float, count: int) -> None:
-    """60 tokens pass the context of 32 several times, each row at another moment."""
+    """50 tokens pass the context of 32 twice, each row at another moment."""
     settings: dict[str, Any] = {"max_new_tokens": count, "temperature": temperature, "seed": 3}
     batched = generate(tiny_model, RAGGED, **settings)
     assert batched == alone(tiny_model, RAGGED, **settings)
@@ -107,10 +107,11 @@ def test_banned_ids_are_never_sampled_even_where_they_are_the_likeliest(tiny_mod
         assert not greedy & {token for row in rows for token in row}
 
 
-@pytest.mark.parametrize("settings", [{"top_k": 0}, {"top_k": 61}, {"top_k": 1000}, {"top_p": 1.0}, {"top_k": None}])
-def test_what_excludes_nothing_changes_nothing(tiny_model: Decoder, settings: dict[str, Any]) -> None:
+def test_what_excludes_nothing_changes_nothing(tiny_model: Decoder) -> None:
     plain = generate(tiny_model, RAGGED, max_new_tokens=10)
-    assert generate(tiny_model, RAGGED, max_new_tokens=10, **settings) == plain
+    settings: dict[str, Any]
+    for settings in ({"top_k": 0}, {"top_k": 61}, {"top_k": 1000}, {"top_p": 1.0}, {"top_k": None}):
+        assert generate(tiny_model, RAGGED, max_new_tokens=10, **settings) == plain, settings
 
 
 def test_random_numbers_of_rows_and_steps_are_uniform_and_independent() -> None:

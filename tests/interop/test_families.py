@@ -11,7 +11,7 @@ import torch
 
 import llm
 from llm.interop import hf_config, huggingface
-from llm.models.build import build_model, empty_model
+from llm.models.build import build_model
 from llm.models.config import GPTConfig, ModelConfig, QwenConfig
 from tests.conftest import TINY, random_ids, random_model
 from tests.models.test_parity import gradient_of
@@ -132,8 +132,7 @@ def test_a_transpose_or_an_exchange_that_shapes_cannot_catch_is_caught_by_logits
     wrong += [{one: tensors[other], other: tensors[one]} for one, other in itertools.combinations(block, 2)
               if tensors[one].shape == tensors[other].shape]
     assert wrong
+    other = build_model(model.config).eval()
     for changes in wrong:
-        state = huggingface.from_tensors({**tensors, **changes}, model.config, empty_model(model.config).state_dict())
-        other = build_model(model.config).eval()
-        other.load_state_dict(state)
+        huggingface.from_tensors({**tensors, **changes}, model.config, other.state_dict())   # into its memory
         assert not torch.allclose(other(ids).logits, right, atol=1e-4), list(changes)

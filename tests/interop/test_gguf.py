@@ -356,7 +356,7 @@ def file_with_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *[pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)]])
 def test_random_damage_ends_in_a_value_error_or_none(
     seed: int, file_with_tokenizer: Path, tmp_path: Path, recwarn: Any
 ) -> None:

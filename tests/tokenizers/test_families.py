@@ -13,7 +13,7 @@ from llm.tokenizers import patterns
 from llm.tokenizers.formats import PUBLISHED, NotExact, read_json
 from llm.tokenizers.tokenizer import Tokenizer
 from tests.tokenizers.test_bpe_tokenizer import TEXTS
-from tests.tokenizers.texts import check_ids, random_text
+from tests.tokenizers.texts import MANY, check_ids, random_text
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -92,7 +92,7 @@ def write_family(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "count"), [
     *[(name, 400) for name in FAMILIES],
-    *[pytest.param(name, 40_000, marks=pytest.mark.slow) for name in FAMILIES],
+    *[pytest.param(name, MANY, marks=pytest.mark.slow) for name in FAMILIES],
 ])
 def test_the_ids_are_those_of_auto_tokenizer(name: str, count: int, tmp_path: Path) -> None:
     folder = write_family(name, tmp_path / "model")

@@ -6,6 +6,7 @@ import pytest
 import tiktoken
 
 from llm.tokenizers.tokenizer import NAMED, Tokenizer
+from tests.tokenizers.texts import MANY
 
 needs_cache = pytest.mark.skipif(
     "TIKTOKEN_CACHE_DIR" not in os.environ, reason="TIKTOKEN_CACHE_DIR is unset, and tests download nothing"
@@ -32,8 +33,8 @@ def test_named_vocabularies_give_the_ids_of_tiktoken(name, random_text):
 @needs_cache
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "cl100k_base", "o200k_base"])
-def test_named_vocabularies_give_the_ids_of_tiktoken_for_40_000_strings(name, random_text):
-    check_against_tiktoken(name, random_text, 40_000)
+def test_named_vocabularies_give_the_ids_of_tiktoken_for_many_strings(name, random_text):
+    check_against_tiktoken(name, random_text, MANY)
 
 
 @needs_cache
