@@ -6,7 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,8 +32,9 @@ def room(path: Path) -> str:
     """The package or module below llm/ that a file belongs to."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
-def nodes(path: Path) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 def imported(path: Path) -> set[str]:
     """Full names of all modules that a file imports, at its top or inside functions."""
@@ -118,6 +119,7 @@ def test_every_public_name_is_there() -> None:
     assert callable(llm.generate)   # not a module of the same name
 
 
+@pytest.mark.slow   # a process that imports torch
 def test_the_parts_are_there_after_a_bare_import() -> None:
     code = "import llm; llm.nn.Attention(dim=64, num_heads=4, num_kv_heads=2)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)

@@ -246,13 +246,13 @@ def test_a_signal_in_the_middle_of_a_save_waits_for_its_end(tmp_path: Path) -> N
 
 
 def test_a_second_interrupt_in_the_middle_of_a_save_undoes_it(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path)
+    trainer, before = tiny_trainer(tmp_path), signal.getsignal(signal.SIGINT)
     interrupt_saves(trainer, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     assert trainer.store.read_index()["latest"] is None
     assert folders(trainer.store) == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def interrupt_saves(trainer: llm.Trainer, *signals: int) -> None:

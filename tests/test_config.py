@@ -13,6 +13,7 @@ import pytest
 import llm
 from llm.config import UsageError, load, merge, read_toml, write_toml
 from llm.models.config import GPTConfig, QwenConfig, model_preset
+from llm.tasks.bench import COMMANDS
 from llm.tasks.generate import GenerateConfig
 from llm.tasks.pretrain import PretrainConfig, choose_model
 from llm.train.config import TrainConfig
@@ -180,22 +181,23 @@ def test_the_flags_of_every_task_are_unambiguous_and_round_trip(task: str, tmp_p
     assert merge(config_class(), read_toml(Path(settings_file(tmp_path, write_toml(config)))), where=task) == config
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_help_comes_without_torch(task: str, tmp_path: Path) -> None:
+def test_help_comes_without_torch(tmp_path: Path) -> None:
     """The import of torch alone takes longer than anyone wants to wait for a list of flags."""
+    commands = [(task, ["--help"]) for task in TASKS] + [("bench", [word, "--help"]) for word in COMMANDS]
     code = f"""
-import sys
-from llm.tasks import {task}
-try:
-    {task}.main(["--help"])
-except SystemExit as stop:
-    assert stop.code == 0
-found = [name for name in ("torch", "matplotlib", "pandas", "transformers", "tiktoken") if name in sys.modules]
-assert not found, found
+import importlib, sys
+for task, argv in {commands}:
+    try:
+        importlib.import_module(f"llm.tasks.{{task}}").main(argv)
+    except SystemExit as stop:
+        assert stop.code == 0
+    found = {{"torch", "matplotlib", "pandas", "transformers", "tiktoken"}} & set(sys.modules)
+    assert not found, (task, argv, found)
 """
     done = python("-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(llm.__file__).parents[1])})
     assert done.returncode == 0, done.stderr
-    assert f"python -m llm.tasks.{task}" in done.stdout
+    for task, argv in commands:
+        assert f"python -m llm.tasks.{' '.join([task, *argv[:-1]])}" in done.stdout
 
 
 def test_the_bare_library_names_every_task() -> None:

@@ -83,6 +83,7 @@ def tiny_language() -> Language:
     return Language("en", " ", pools, beats)
 
 
+@pytest.mark.slow
 def test_probabilities_of_a_tiny_world_sum_to_one_and_no_text_is_written_twice() -> None:
     language = tiny_language()
     total, texts = [], set()
@@ -104,7 +105,7 @@ def test_probabilities_of_a_tiny_world_sum_to_one_and_no_text_is_written_twice()
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_reading_finds_exactly_the_choices_that_wrote_the_story(language: str) -> None:
-    for writer in written(language, 300):
+    for writer in written(language, 100):
         complete, _ = readings(load(language), writer.text, tell)
         assert len(complete) == 1   # injective: no second way to write it
         assert math.isclose(complete[0][0].log_prob, writer.log_prob, abs_tol=1e-9)
@@ -169,6 +170,7 @@ def words_of(texts: list[str], language: str) -> set[str]:
     return {word for text in texts for word in longest.findall(text)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_corpus_has_1500_words_and_no_story_twice(language: str) -> None:
     texts = list(stories(5, language, 2_500_000 if language == "en" else 700_000))

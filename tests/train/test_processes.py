@@ -23,6 +23,8 @@ from tests.conftest import TINY, random_model, windows
 from tests.processes import Pair
 from tests.train.test_trainer import CPU, interrupt_after, ragged_batch, rows_without_times, settings
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pair")]   # one pair of processes for all of them
+
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:

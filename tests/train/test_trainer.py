@@ -87,7 +87,9 @@ def test_accumulation_gives_the_same_run(accumulate: int) -> None:
         assert torch.allclose(one, other, atol=1e-4)   # AdamW's division magnifies rounding in tiny gradients
 
 
-@pytest.mark.parametrize(("stop", "dropout", "accumulate"), [(5, 0.0, 1), (3, 0.2, 2), (4, 0.2, 1), (9, 0.0, 4)])
+@pytest.mark.parametrize(("stop", "dropout", "accumulate"), [
+    (5, 0.0, 1), (3, 0.2, 2), pytest.param(4, 0.2, 1, marks=pytest.mark.slow),
+    pytest.param(9, 0.0, 4, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_as_an_unbroken_one_to_the_bit(
     tmp_path: Path, stop: int, dropout: float, accumulate: int
 ) -> None:
