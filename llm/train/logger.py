@@ -207,7 +207,8 @@ def plot_losses(folder: Path) -> None:
 
     A few spikes are cut off at the top rather than allowed to press the rest of the curve flat.
     """
-    from matplotlib.figure import Figure   # without pyplot, whose settings belong to whoever draws in a notebook
+    # without pyplot, whose settings belong to whoever draws in a notebook
+    from matplotlib.figure import Figure
 
     rows = [row for row in read_rows(folder) if row.get("loss") is not None]
     train = [row for row in rows if row["split"] == "train"]
