@@ -18,13 +18,17 @@ RUN = "logs/pretrain/2026-01-31_12-00-00"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.splitlines()[-1][:40])
-def test_the_python_of_the_readme_runs(code: str, tmp_path: Path) -> None:
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    """Each piece with names and a folder of its own; one process for all, since importing torch costs most."""
     tokenizer = llm.Tokenizer.character_level("First Citizen: Before we proceed any further, hear me speak.")
     model = llm.GPT(GPTConfig(vocab_size=tokenizer.vocab_size, num_layers=1, num_heads=1, dim=8))
-    llm.save(model, tmp_path / RUN / "checkpoints" / "step-00000500", tokenizer=tokenizer)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    for number, code in enumerate(PYTHON):
+        llm.save(model, tmp_path / str(number) / RUN / "checkpoints" / "step-00000500", tokenizer=tokenizer)
+        (tmp_path / str(number) / "piece.py").write_text(code, encoding="utf-8")
+    runner = f"import os, runpy\nfor n in range({len(PYTHON)}): os.chdir(f'../{{n}}'); runpy.run_path('piece.py')"
+    done = subprocess.run([sys.executable, "-c", runner], cwd=tmp_path / "0", capture_output=True, text=True,
+                          timeout=600)
+    assert done.returncode == 0, done.stderr   # its traceback shows the piece
 
 
 def test_what_the_readme_names_exists() -> None:
