@@ -60,14 +60,31 @@ FAMILIES: dict[str, Callable[[random.Random], ModelConfig]] = {
 }
 
 
+SEEDS = range(4)
+
+
+def drawn(family: str, seed: int) -> ModelConfig:
+    return FAMILIES[family](random.Random(f"{family} {seed}"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_seeds_meet_every_kind_of_size(family: str) -> None:
+    configs = [drawn(family, seed) for seed in SEEDS]
+    assert {config.tie_embeddings for config in configs} == {True, False}
+    assert any(config.vocab_size % 2 for config in configs)
+    if family != "gpt2":   # whose heads share nothing and divide its width
+        assert {config.kv_heads < config.num_heads for config in configs} == {True, False}
+        assert any(config.head_width * config.num_heads != config.dim for config in configs)
+
+
 def close(mine: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.allclose(mine, other, rtol=0, atol=1e-5 * max(1.0, float(other.abs().max())))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_sizes_give_equal_logits_and_gradients_and_files(family: str, seed: int, tmp_path: Path) -> None:
-    config = FAMILIES[family](random.Random(f"{family} {seed}"))
+    config = drawn(family, seed)
     assert hf_config.model_type(config) == family
     ours, ids = random_model(config), random_ids(2, 12, vocab_size=config.vocab_size)
     llm.save(ours, tmp_path)

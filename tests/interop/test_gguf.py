@@ -28,7 +28,7 @@ SCALED = {
     "llama3": RopeScaling(kind="llama3", factor=8.0, trained_context=64),
 }
 MODELS: dict[str, ModelConfig] = {
-    **{name: config for name, config in TINY.items() if not config.expert_count},
+    **{name: config for name, config in TINY.items() if name != "qwen2_moe"},
     "gpt, own head": dataclasses.replace(TINY["gpt"], tie_embeddings=False),
     **{name: dataclasses.replace(TINY["llama"], rope_scaling=scaling) for name, scaling in SCALED.items()},
 }
@@ -41,7 +41,8 @@ def logits(model: Any, seed: int = 0) -> torch.Tensor:
 
 def described(config: ModelConfig) -> dict[str, Any]:
     """A configuration with its defaults filled in."""
-    return vars(config) | {"mlp_dim": config.mlp_width, "head_dim": config.head_width, "num_kv_heads": config.kv_heads}
+    widths = {"head_dim": config.head_width, "num_kv_heads": config.kv_heads}
+    return vars(config) | widths | ({} if config.expert_count else {"mlp_dim": config.mlp_width})
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -64,6 +65,7 @@ PEERS = {   # transformers' reader takes the head width of every qwen3 for 128, 
     "llama, grouped and tied": QwenConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=4, num_kv_heads=2,
                                           dim=32, use_qk_norm=False),
     "qwen3": dataclasses.replace(TINY["qwen3"], head_dim=128),
+    "qwen3_moe": TINY["qwen3_moe"],
 }
 
 
@@ -74,8 +76,8 @@ def test_transformers_reads_the_same_model(name: str, tmp_path: Path) -> None:
     model = random_model(PEERS[name])
     gguf.save(model, tmp_path / "model.gguf", kind="f16")
     config = None
-    if name.startswith("gpt"):   # whose context it takes for 1024
-        config = transformers.GPT2Config(**hf_config.to_config(model.config, eos_id=None))
+    if name.startswith(("gpt", "qwen3_moe")):   # whose context it takes for 1024, whose experts for 768 wide
+        config = transformers.AutoConfig.for_model(**hf_config.to_config(model.config, eos_id=None))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32,
                                                                config=config)
     ours, _ = llm.load(tmp_path / "model.gguf")
@@ -111,9 +113,9 @@ def test_the_order_of_rows_is_that_of_llama_cpp() -> None:
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
-@pytest.mark.parametrize("name", ["gpt", "qwen2"])
+@pytest.mark.parametrize("name", ["gpt", "qwen2", "qwen3_moe"])
 def test_what_is_written_is_what_the_peer_reads(name: str, kind: str, tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY[name], dim=64, mlp_dim=48)   # 48 is no multiple of 32
+    config = dataclasses.replace(TINY[name], dim=64, **{"moe_dim" if "moe" in name else "mlp_dim": 48})   # not 32 n
     gguf.save(random_model(config), tmp_path / "model.gguf", kind=kind)
     reader = peer.GGUFReader(tmp_path / "model.gguf")
     file = gguf.GGUFFile(tmp_path / "model.gguf")
@@ -123,7 +125,7 @@ def test_what_is_written_is_what_the_peer_reads(name: str, kind: str, tmp_path: 
     for tensor in reader.tensors:
         theirs = peer.dequantize(np.array(tensor.data), tensor.tensor_type).reshape(tuple(reversed(tensor.shape)))
         assert np.array_equal(theirs, file.read(tensor.name))
-        is_small = len(tensor.shape) == 1 or tensor.name == "position_embd.weight"
+        is_small = len(tensor.shape) == 1 or tensor.name.endswith(("position_embd.weight", "ffn_gate_inp.weight"))
         is_odd = kind == "q8_0" and tensor.shape[0] % 32
         assert tensor.tensor_type.name == ("F32" if is_small else "F16" if is_odd else kind.upper())
 
@@ -383,6 +385,16 @@ def test_random_damage_ends_in_a_value_error_or_none(
     assert refused > 10
 
 
-def test_a_model_with_experts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="num_experts=4: models with experts are not written as GGUF"):
-        gguf.save(random_model(TINY["qwen3_moe"]), tmp_path / "model.gguf", kind="f32")
+@pytest.mark.parametrize("config", [TINY["qwen2_moe"], dataclasses.replace(TINY["qwen3_moe"], norm_topk_prob=False)])
+def test_experts_that_llama_cpp_would_mix_otherwise_are_refused(config: ModelConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"num_experts=.: .* only those of Qwen3-MoE with norm_topk_prob are"):
+        gguf.save(random_model(config), tmp_path / "model.gguf", kind="f32")
+
+
+def test_experts_are_held_against_the_file_before_a_model_is_made(tmp_path: Path) -> None:
+    gguf.save(random_model(TINY["qwen3_moe"]), tmp_path / "model.gguf", kind="f32")
+    for key in ("qwen3moe.expert_count", "qwen3moe.expert_feed_forward_length"):
+        message = refusal(rewritten(tmp_path / "model.gguf", values={key: 2**31}))
+        assert "'blk.0.ffn_up_exps.weight' has shape (4, 12, 16), and by its settings it must be" in message
+    assert "experts_per_token=5 must lie between 1" in refusal(
+        rewritten(tmp_path / "model.gguf", values={"qwen3moe.expert_used_count": 5}))

@@ -53,8 +53,8 @@ def read_config(path: str | Path) -> ModelConfig:
 def save(model: Decoder, path: str | Path, *, kind: str, tokenizer: Tokenizer | None = None) -> None:
     """Write a model as a GGUF file that llama.cpp opens and `load` reads back.
 
-    Norms, biases and positions stay in float32, and so do they in llama.cpp's own files; a matrix whose rows are not
-    made of whole blocks is written in float16.
+    Norms, biases, routers and positions stay in float32, and so do they in llama.cpp's own files; a matrix whose rows
+    are not made of whole blocks is written in float16.
 
     Args:
         model: any of our families.
@@ -72,7 +72,7 @@ def save(model: Decoder, path: str | Path, *, kind: str, tokenizer: Tokenizer | 
     table = {}
     for name, (shape, _) in makers.items():
         chosen = FORMATS[WRITABLE[kind]]
-        if len(shape) == 1 or name == "position_embd.weight":
+        if len(shape) == 1 or name == "position_embd.weight" or name.endswith(".ffn_gate_inp.weight"):
             chosen = FORMATS[WRITABLE["f32"]]
         elif shape[-1] % chosen.block:
             log.warning("%s: rows of %d are not made of blocks of %d; written in f16", name, shape[-1], chosen.block)

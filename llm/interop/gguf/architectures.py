@@ -35,7 +35,9 @@ LLAMA_BLOCK = {
     "attn_q_norm": "attention.q_norm", "attn_k_norm": "attention.k_norm", "attn_output": "attention.out_proj",
     "ffn_norm": "mlp_norm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }
-BLOCKS = {"gpt2": GPT2_BLOCK, "llama": LLAMA_BLOCK, "qwen2": LLAMA_BLOCK, "qwen3": LLAMA_BLOCK}
+BLOCKS = {"gpt2": GPT2_BLOCK, "llama": LLAMA_BLOCK, "qwen2": LLAMA_BLOCK, "qwen3": LLAMA_BLOCK,
+          "qwen3moe": LLAMA_BLOCK | {"ffn_gate_inp": "mlp.router"}}
+EXPERTS = {f"ffn_{part}_exps": f"mlp.experts.{part}_proj" for part in ("gate", "up", "down")}   # stacked in both
 
 # `{architecture}.KEY` for every KEY that is understood; another may change what the model computes.
 GPT2_KEYS = {"context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
@@ -44,6 +46,7 @@ LLAMA_KEYS = {"context_length", "embedding_length", "block_count", "feed_forward
               "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "attention.key_length",
               "attention.value_length", "attention.sliding_window", "rope.dimension_count", "rope.freq_base",
               "vocab_size", "tensor_data_layout", *rope.KEYS}
+EXPERT_KEYS = {"expert_count", "expert_used_count", "expert_feed_forward_length"}
 
 
 class Row(NamedTuple):
@@ -59,9 +62,11 @@ def architecture_of(config: ModelConfig) -> str:
     if isinstance(config, GPTConfig):
         return "gpt2"
     assert isinstance(config, QwenConfig)
+    if config.expert_count and config.use_qk_norm and config.norm_topk_prob:
+        return "qwen3moe"
     if config.expert_count:
-        raise ValueError(f"num_experts={config.num_experts}: models with experts are not written as GGUF; save a "
-                         "Hugging Face folder, which llama.cpp's convert_hf_to_gguf.py reads")
+        raise ValueError(f"num_experts={config.num_experts}: of models with experts only those of Qwen3-MoE with "
+                         "norm_topk_prob are written as GGUF; save a Hugging Face folder instead")
     return "qwen3" if config.use_qk_norm else "qwen2" if config.use_qkv_bias else "llama"
 
 
@@ -71,13 +76,15 @@ def rows_of(config: ModelConfig) -> list[Row]:
     named = dict(TRUNK)
     for layer in range(config.num_layers):
         named |= {f"blk.{layer}.{theirs}": f"blocks.{layer}.{ours}" for theirs, ours in BLOCKS[architecture].items()}
+    experts = [Row(f"blk.{layer}.{theirs}.weight", (f"blocks.{layer}.{ours}",))
+               for layer in range(config.num_layers if config.expert_count else 0) for theirs, ours in EXPERTS.items()]
     paired = {"attn_q": config.num_heads, "attn_k": config.kv_heads} if architecture == "llama" else {}
     return [
         Row(f"{theirs}.{kind}", tuple(f"{ours.replace('{qkv}', letter)}.{kind}"
                                       for letter in ("qkv" if "{qkv}" in ours else "-")),
             paired.get(theirs.rpartition(".")[2], 0))
         for theirs, ours in named.items() for kind in ("weight", "bias")
-    ]
+    ] + experts
 
 
 def paired(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -108,7 +115,8 @@ def read_config(file: GGUFFile) -> ModelConfig:
                          f"{', '.join(BLOCKS)}")
     if (kind := file.value("general.type", str, "model")) != "model":
         raise file.error(f"it holds a {shown(kind)}, not a model; give the model's own file")
-    numbers = _Numbers(file, architecture, GPT2_KEYS if architecture == "gpt2" else LLAMA_KEYS)
+    known = GPT2_KEYS if architecture == "gpt2" else LLAMA_KEYS
+    numbers = _Numbers(file, architecture, known | EXPERT_KEYS if architecture == "qwen3moe" else known)
     try:
         config = _read_gpt2(numbers) if architecture == "gpt2" else _read_llama(numbers)
     except ValueError as error:   # complaints of the configuration itself do not know the file
@@ -182,14 +190,21 @@ def _read_llama(numbers: _Numbers) -> QwenConfig:
     numbers.only("rope.dimension_count", head_dim)
     theta = numbers.real("rope.freq_base", 10_000.0)
     window = numbers.whole("attention.sliding_window") if numbers.has("attention.sliding_window") else None
+    widths: dict[str, Any]
+    if numbers.architecture == "qwen3moe":
+        widths = {"num_experts": numbers.whole("expert_count"), "experts_per_token": numbers.whole("expert_used_count"),
+                  "moe_dim": numbers.whole("expert_feed_forward_length")}
+    else:
+        widths = {"mlp_dim": numbers.whole("feed_forward_length")}
     return QwenConfig(
         vocab_size=numbers.vocab_size,
         num_layers=numbers.whole("block_count"), num_heads=heads, dim=dim,
-        mlp_dim=numbers.whole("feed_forward_length"), num_kv_heads=numbers.whole("attention.head_count_kv", heads),
-        head_dim=head_dim, use_qk_norm=numbers.architecture == "qwen3", use_qkv_bias=numbers.architecture == "qwen2",
+        num_kv_heads=numbers.whole("attention.head_count_kv", heads), head_dim=head_dim,
+        use_qk_norm=numbers.architecture in ("qwen3", "qwen3moe"), use_qkv_bias=numbers.architecture == "qwen2",
         rope_theta=theta, norm_eps=numbers.real("attention.layer_norm_rms_epsilon"), tie_embeddings=numbers.is_tied,
-        sliding_window=window, **rope.read_scaling(numbers.file, numbers.architecture, head_dim=head_dim, theta=theta,
-                                                   context=numbers.whole("context_length")),
+        sliding_window=window, **widths, **rope.read_scaling(
+            numbers.file, numbers.architecture, head_dim=head_dim, theta=theta,
+            context=numbers.whole("context_length")),
     )
 
 
@@ -202,8 +217,12 @@ def _shape(file: GGUFFile, name: str) -> tuple[int, ...]:
 def _check_sizes(file: GGUFFile, config: ModelConfig) -> None:
     """Hold every size against a tensor, before a model of such a size is made."""
     inner, kv = config.num_heads * config.head_width, config.kv_heads * config.head_width
-    expected = {"token_embd.weight": (config.vocab_size, config.dim), "blk.0.attn_output.weight": (config.dim, inner),
-                "blk.0.ffn_up.weight": (config.mlp_width, config.dim)}
+    expected: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocab_size, config.dim),
+                                            "blk.0.attn_output.weight": (config.dim, inner)}
+    if isinstance(config, QwenConfig) and config.expert_count:
+        expected |= {"blk.0.ffn_up_exps.weight": (config.expert_count, config.expert_width, config.dim)}
+    else:
+        expected |= {"blk.0.ffn_up.weight": (config.mlp_width, config.dim)}
     if config.family == "gpt":
         expected |= {"position_embd.weight": (config.context_length, config.dim)}
     else:
@@ -237,6 +256,9 @@ def config_values(config: ModelConfig) -> dict[str, Any]:
             "rope.dimension_count": config.head_width, "rope.freq_base": config.rope_theta,
             **rope.scaling_values(config),
         }
+        if config.expert_count:
+            values |= {"expert_count": config.expert_count, "expert_used_count": config.experts_per_token,
+                       "expert_feed_forward_length": config.expert_width}
         if config.sliding_window is not None:
             log.warning("llama.cpp does not know a sliding window for %s: after %d tokens it computes something else",
                         name, config.sliding_window)
