@@ -20,7 +20,7 @@ from llm.data.tinyworld.plots import MOODS
 LANGUAGES = ("en", "zh")
 COMMON_BEATS = ("open", "detail", "around", "feel.hero", "feel.friend", "end")
 CORNER_PLOTS, CORNER_WORDS, CORNER_MOODS = 2, 6, 4   # of each kind, and of each feeling
-CORNER_TEMPLATES = 3   # of beats that every story has; of those that belong to a plot there is one
+CORNER_TEMPLATES = 2   # of beats that every story has; of those that belong to a plot there is one
 SILENT_H = ("hour", "honest", "honour")
 PRONOUNS = {
     ("en", "girl"): {"he": "she", "his": "her", "him": "her", "hers": "hers", "girl": "girl", "a_girl": "a girl"},
