@@ -165,6 +165,7 @@ class _LossSum(torch.autograd.Function):
                     torch.mm(low, weight, out=grad_hidden[part])
                 if grad_weight is not None:
                     _add_product(grad_weight, low.T, hidden[part])
+                del low   # in low precision it would stand beside the next chunk's logits
         ctx.gradients = grad_hidden, grad_weight
         ctx.weight_dtype = head_weight.dtype
         return loss_sum
@@ -220,6 +221,7 @@ class _LogLikelihood(torch.autograd.Function):
                 _add_product(grad_hidden, low.T, weight)
             if grad_weight is not None:
                 grad_weight[start : start + size] = low @ hidden
+            del low
         return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, None
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import llm
 from llm.data.tokenfile import write_token_file
@@ -74,6 +75,13 @@ def pickled_model() -> None:
     shutil.copy(f"{STEP}/config.json", "pickled")
     for name in ("pytorch_model.bin", "model.pt", "training_args.bin"):
         Path("pickled", name).write_bytes(PICKLE)
+
+
+def lose_a_slot() -> None:
+    path = f"{STEP}/trainer/optimizer.safetensors"
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if name.endswith(".exp_avg_sq"))]
+    save_file(tensors, path)
 
 
 def nothing() -> None:
@@ -190,6 +198,18 @@ RESUME: list[tuple[str, Prepare, str, int, str]] = [
      "damaged: it lacks step, epoch"),
     ("state without numbers", replaced(f"{STEP}/trainer/state.json", b'"step": 2', b'"step": "2"'),
      "--resume run", 1, "the saved step='2' is no number, .* delete its folder"),
+    ("state below zero", replaced(f"{STEP}/trainer/state.json", b'"tokens": 64', b'"tokens": -64'),
+     "--resume run", 1, "the saved tokens=-64 is no number, or below 0, .* delete its folder"),
+    ("place beyond the epoch", replaced(f"{STEP}/trainer/state.json", b'"place": 2', b'"place": 999'),
+     "--resume run", 1, "the saved place=999 is beyond the epoch's end, .* delete its folder"),
+    ("lengths that are none", replaced(f"{STEP}/trainer/state.json", b'"lengths": {', b'"lengths": {"a": -1, '),
+     "--resume run", 1, "the saved lengths=.* are no lengths of files, .* delete its folder"),
+    ("fewer steps than were taken", nothing, "--resume run --steps 1", 1, "the run has taken 2 steps already, more "
+     "than the 1 asked for; ask for more"),
+    ("another optimizer", nothing, "--resume run --optimizer muon", 1, "the optimizer state of 'blocks.* holds "
+     "exp_avg, exp_avg_sq, step, but Muon keeps momentum_buffer; go on with the optimizer that the run was made with"),
+    ("half of an optimizer's state", lose_a_slot, "--resume run", 1, "holds exp_avg, step, but AdamW keeps exp_avg, "
+     "exp_avg_sq, step; go on with"),
     ("damaged random state", replaced(f"{STEP}/trainer/state.json", b'"cpu": "', b'"cpu": "AAAA'),
      "--resume run", 1, "the saved state of the random numbers is damaged"),
 ]

@@ -54,7 +54,7 @@ class TrainBenchConfig:
     defaults: bool = False
     """Both as they come: ours with precision auto; transformers in fp32, with its own dropout."""
     memory: Literal["none", "step", "head"] = "step"
-    """Peak memory, each in a fresh process: of a step, or also of the same step without the head."""
+    """Peak memory, each in a fresh process: of a step, or also of one without the head, and of the head alone."""
     profile: bool = False
     """Also record where the time goes: a trace for chrome://tracing or Perfetto, and tables."""
     machine: MachineConfig = field(default_factory=MachineConfig)

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import accumulate
 from multiprocessing import get_context
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from llm.bench.config import Clock, MachineConfig
 from llm.runtime import DTYPES, Precision, has_fast_bf16, start
@@ -177,6 +179,27 @@ def in_fresh_process(function: Callable[..., Value], *arguments: object) -> Valu
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
             raise RuntimeError("the process was killed, most likely because memory ran out") from error
+
+
+def peak_allocation(function: Callable[[], object], device: torch.device) -> int:
+    """By how many bytes the tensors that exist grow at most while a function runs, as torch's allocator counts them.
+
+    Unlike the resident memory of a process it does not depend on what was freed before and is used again.
+
+    Example:
+        >>> peak_allocation(lambda: torch.zeros(1000).add(1), torch.device("cpu")) // 8000   # both exist for a moment
+        1
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        function()
+    results: Any = profiler.profiler   # each allocation in its order stands only in what torch makes its tables from
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate((event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), initial=0))
 
 
 def describe_machine(watch: Watch) -> dict[str, Any]:

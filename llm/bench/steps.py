@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm.bench.measure import peak_allocation
 from llm.interop import hf_config, huggingface
+from llm.losses import next_token_loss_sum
 from llm.models.build import build_model
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
 from llm.objectives.language import NextToken
-from llm.runtime import Precision, World, peak_memory, start
+from llm.runtime import DTYPES, Precision, World, peak_memory, start
 from llm.train.config import TrainConfig
 from llm.train.plain import PlainLoop
 from llm.train.trainer import Trainer
@@ -94,6 +96,20 @@ def step_memory(job: Job) -> int:
     for _ in range(2):
         step()
     return peak_memory(job.world.device) - before
+
+
+def head_memory(job: Job) -> int:
+    """The peak of what our head and loss allocate, gradients included, on hidden states of the job's shape.
+
+    The difference between a step and one without a head can be less than this: the gradients of an embedding, which
+    come at another moment, use the room again.
+    """
+    world, shape = job.world, (job.architecture.vocab_size, job.architecture.dim)
+    hidden = torch.zeros(job.batch_size, job.context, shape[1], device=world.device, dtype=DTYPES[job.precision],
+                         requires_grad=True)
+    weight = torch.zeros(shape, device=world.device, requires_grad=True)
+    targets = torch.zeros(job.batch_size, job.context, dtype=torch.int64, device=world.device)
+    return peak_allocation(lambda: next_token_loss_sum(hidden, weight, targets).backward(), world.device)
 
 
 def smallest(architecture: ModelConfig) -> ModelConfig:

@@ -12,7 +12,7 @@ import torch
 
 from llm.bench.config import TrainBenchConfig
 from llm.bench.measure import Timing, Watch, in_fresh_process, is_emulated, matmul_rate, speedup, take_turns, watch_of
-from llm.bench.steps import Job, build_step, step_memory, transformers
+from llm.bench.steps import Job, build_step, head_memory, step_memory, transformers
 from llm.bench.table import format_table
 from llm.bench.trace import Breakdown, profile_step
 from llm.models.config import ModelConfig
@@ -136,6 +136,8 @@ def memory_of(job: Job, *, with_head: bool) -> Row:
     row: Row = {"peak_bytes": peak_of(step_memory, job)}
     if with_head:
         row["headless_peak_bytes"] = peak_of(step_memory, replace(job, has_head=False))
+        if job.program == "ours":
+            row["head_bytes"] = peak_of(head_memory, job)
     return row
 
 
@@ -178,7 +180,9 @@ def show_training(rows: list[Row]) -> str:
         if row.get("headless_peak_bytes") is not None:
             cells["without head"] = format_bytes(row["headless_peak_bytes"])
             if row["peak_bytes"] is not None:
-                cells["the head's"] = format_bytes(max(0, row["peak_bytes"] - row["headless_peak_bytes"]))
+                cells["difference"] = format_bytes(max(0, row["peak_bytes"] - row["headless_peak_bytes"]))
+        if row.get("head_bytes") is not None:
+            cells["head alone"] = format_bytes(row["head_bytes"])
         if ratio := row.get("times_as_fast"):
             cells["times as fast"] = f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
         shown.append(cells)

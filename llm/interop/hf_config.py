@@ -145,6 +145,7 @@ def _spelling(kind: str) -> tuple[list[Key], dict[str, tuple[Any, ...]]]:
 
 
 RENAMED = {"trained_context": "original_max_position_embeddings"}   # the other numbers of a scaling agree
+ATTENTIONS = ("full_attention", "sliding_attention")   # of the kinds of layers that theirs can mix
 STANDS_FOR_TRAINED = ("linear", "dynamic")   # under these, max_position_embeddings is the trained length
 
 
@@ -226,6 +227,10 @@ def _window_of(table: Mapping[str, Any]) -> int | None:
     """
     kind = table["model_type"]
     window = checked(table.get("sliding_window", 4096), int | None, "config.json: sliding_window")   # their default
+    kinds = table.get("layer_types")
+    if kinds is not None and not (isinstance(kinds, list) and all(name in ATTENTIONS for name in kinds)):
+        raise ValueError(f"config.json: layer_types = {kinds!r} is not supported; only lists of "
+                         f"{' and '.join(ATTENTIONS)} are")
     if kind == "mistral":
         return window
     if kind == "llama" or not table.get("use_sliding_window", False):
@@ -234,9 +239,6 @@ def _window_of(table: Mapping[str, Any]) -> int | None:
     layers = table["num_hidden_layers"]
     if kind == "qwen3_moe":
         return window   # in all layers, whatever max_window_layers says
-    kinds = table.get("layer_types")
-    if kinds is not None and not (isinstance(kinds, list) and all(isinstance(name, str) for name in kinds)):
-        raise ValueError(f"config.json: layer_types = {kinds!r} must be a list of names")
     if kinds is None:
         kinds = ["sliding_attention"] * (first < layers) + ["full_attention"] * (first > 0)
     if set(kinds) == {"sliding_attention"}:

@@ -179,7 +179,14 @@ def lengths_on_disk(folder: Path) -> dict[str, int]:
 
 
 def cut_back(folder: Path, lengths: Mapping[str, int]) -> None:
-    """Take a run's growing files back to what they were; to nothing, where no length is given."""
+    """Take a run's growing files back to what they were; to nothing, where no length is given.
+
+    Raises:
+        ValueError: if the lengths are none.
+    """
+    if not isinstance(lengths, Mapping) or not all(isinstance(one, int) and one >= 0 for one in lengths.values()):
+        raise ValueError(f"the saved lengths={lengths!r} are no lengths of files, so the checkpoint is damaged; delete "
+                         "its folder to go on with the one before")
     for path in (folder / name for name in GROWING if (folder / name).is_file()):
         length = lengths.get(path.name, 0)
         if (now := path.stat().st_size) < length:

@@ -1,5 +1,6 @@
 """Which optimizer moves which parameter, and optimizer state under the parameters' names."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,6 +10,8 @@ from llm.train.config import TrainConfig
 from llm.train.muon import Muon
 
 Optimizers = Sequence[torch.optim.Optimizer]
+SLOTS: dict[type[torch.optim.Optimizer], set[str]] = {   # what is kept of each parameter
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -66,8 +69,10 @@ def load_optimizer_tensors(optimizers: Optimizers, model: nn.Module, tensors: Ma
     """Put saved state back in place.
 
     Raises:
-        ValueError: if a tensor belongs to no trainable parameter of this model, or does not fit it.
+        ValueError: if a tensor belongs to no trainable parameter of this model, or does not fit it; or if it is the
+            state of another optimizer, or a part of one.
     """
+    slots: dict[str, set[str]] = defaultdict(set)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     home = {parameter: optimizer for optimizer in optimizers
             for group in optimizer.param_groups for parameter in group["params"]}
@@ -79,4 +84,11 @@ def load_optimizer_tensors(optimizers: Optimizers, model: nn.Module, tensors: Ma
         if slot != "step" and tensor.shape != parameter.shape:
             raise ValueError(f"the optimizer state {key!r} has shape {tuple(tensor.shape)}, but the parameter has "
                              f"{tuple(parameter.shape)}; it belongs to another model")
+        slots[name].add(slot)
         home[parameter].state[parameter][slot] = tensor.to(parameter.device)
+    for name, found in slots.items():
+        optimizer = type(home[parameters[name]])
+        if found != SLOTS[optimizer]:
+            raise ValueError(f"the optimizer state of {name!r} holds {', '.join(sorted(found))}, but "
+                             f"{optimizer.__name__} keeps {', '.join(sorted(SLOTS[optimizer]))}; go on with the "
+                             "optimizer that the run was made with, or start a new run from its weights with --model")

@@ -25,11 +25,13 @@ class TrainState:
         """The state in what a checkpoint holds.
 
         Raises:
-            ValueError: if something in it is no number.
+            ValueError: if something in it is no number, or a count below zero.
         """
         for name, new in asdict(cls()).items():
             kinds = (int, float) if new is None or isinstance(new, float) else (int,)
-            if not isinstance(saved[name], kinds) and (new, saved[name]) != (None, None):
-                raise ValueError(f"the saved {name}={saved[name]!r} is no number, so the checkpoint is damaged; delete "
-                                 "its folder to go on with the one before")
+            value = saved[name]
+            is_number = isinstance(value, kinds) or (new, value) == (None, None)
+            if not is_number or (new is not None and value < 0):
+                raise ValueError(f"the saved {name}={value!r} is no number, or below 0, so the checkpoint is damaged; "
+                                 "delete its folder to go on with the one before")
         return cls(**{name: saved[name] for name in asdict(cls())})

@@ -274,6 +274,12 @@ class Trainer:
                 if saved[name] != value:
                     raise ValueError(f"{name}={value}, but the run was made with {saved[name]}: "
                                      "its data order would change; start a new run from its weights instead")
+            if state.step > self.total_steps:
+                raise ValueError(f"the run has taken {state.step} steps already, more than the {self.total_steps} "
+                                 "asked for; ask for more, or start a new run from its weights")
+            if state.place >= self.loader.num_steps(state.epoch):
+                raise ValueError(f"the saved place={state.place} is beyond the epoch's end, so the checkpoint is "
+                                 "damaged; delete its folder to go on with the one before")
             for what, before, now in (("process(es)", saved["world_size"], self.world.size),
                                       ("precision", saved["precision"], self.world.precision)):
                 if before != now:

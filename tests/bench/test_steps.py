@@ -6,7 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm.bench.steps import Job, RandomText, build_step, peer_loss, peer_model, smallest, step_memory
+from llm.bench.steps import (
+    Job,
+    RandomText,
+    build_step,
+    head_memory,
+    peer_loss,
+    peer_model,
+    smallest,
+    step_memory,
+)
+from llm.losses import chunk_size
 from llm.models.build import build_model
 from llm.models.config import GPTConfig, ModelConfig
 from tests.conftest import TINY, random_ids
@@ -91,6 +101,16 @@ def test_the_peak_of_a_step_grows_with_the_model_and_the_head(monkeypatch: pytes
     peaks = iter([100, 160])
     monkeypatch.setattr("llm.bench.steps.peak_memory", lambda device: next(peaks))
     assert step_memory(job()) == 60
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_head_alone_allocates_gradient_copy_and_a_part_of_the_logits(precision: str) -> None:
+    wide = job(GPTConfig(vocab_size=50_000, context_length=64, num_layers=1, num_heads=1, dim=8), context=64,
+               batch_size=16, precision=precision)
+    weight, chunk = 4 * 50_000 * 8, 4 * 50_000 * chunk_size(50_000, most=1024)
+    low = 0 if precision == "fp32" else weight // 2 + chunk // 2   # the weight and a chunk's logits in bf16
+    assert weight + chunk < head_memory(wide) < 1.05 * (weight + chunk + low)
+    assert chunk < 0.7 * 4 * 50_000 * 1024
 
 
 @pytest.mark.slow   # two processes that import torch

@@ -1,6 +1,7 @@
 """Laws of Hugging Face folders: shards are one model, what is read is what was written, nothing in one is trusted."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 
 import llm
 from llm.checkpoint import load_weights
-from llm.interop import hf_config, shards
+from llm.interop import hf_config, huggingface, shards
 from llm.interop.shards import INDEX, TensorFiles, write_tensors
-from llm.models.config import ModelConfig
+from llm.models.build import build_model, empty_model
+from llm.models.config import ModelConfig, QwenConfig
 from tests.conftest import TINY, random_ids, random_model
 
 transformers = pytest.importorskip("transformers")
@@ -83,6 +85,26 @@ def test_weights_larger_than_what_is_mapped_at_a_time_are_read_whole(
     model = random_model(TINY["qwen3_moe"])
     llm.save(model, tmp_path)
     assert equal(llm.load(tmp_path)[0], model)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells how much memory is resident now")
+def test_no_second_copy_of_the_weights_is_held_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "REOPEN_BYTES", 1 << 20)   # mapped pages are resident too, until their file is closed
+    config = QwenConfig(vocab_size=512, num_layers=8, num_heads=4, num_kv_heads=4, dim=256)
+    llm.save(build_model(config), tmp_path)
+    resident: list[int] = []
+
+    class Watched(TensorFiles):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+            resident.append(int(pages) * os.sysconf("SC_PAGE_SIZE"))
+            return super().__getitem__(name)
+
+    state = huggingface.from_tensors(Watched(tmp_path), config, empty_model(config).state_dict())
+    size = sum(tensor.nbytes for tensor in state.values())
+    assert size > 25e6 and max(resident) - resident[0] < 1.4 * size
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

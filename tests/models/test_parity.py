@@ -107,7 +107,7 @@ def test_a_tied_config_with_another_head_in_the_file_is_refused() -> None:
 @pytest.mark.parametrize(("key", "value"), [
     ("hidden_act", "gelu"), ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
     ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "finesse": 3}),
-    ("model_type", "mamba"), ("mlp_bias", True),
+    ("model_type", "mamba"), ("mlp_bias", True), ("layer_types", ["full_attention", "linear_attention"]),
 ])
 def test_a_setting_we_do_not_compute_is_refused(key: str, value: object, tmp_path: Path) -> None:
     llm.save(build_model(TINY["qwen3"]), tmp_path)
