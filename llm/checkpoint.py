@@ -25,6 +25,7 @@ from llm.interop import gguf, hf_config, huggingface
 from llm.interop.shards import REMEDY, WEIGHTS, TensorFiles, read_json, write_tensors
 from llm.interop.wrapped import Wrapped
 from llm.models.build import empty_model
+from llm.models.classifier import Classifier
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
 from llm.tokenizers.tokenizer import Tokenizer
@@ -72,13 +73,18 @@ def save(
     model = unwrapped(model)
     config = getattr(model, "config", None)
     if isinstance(config, ModelConfig):
+        assert isinstance(model, Decoder | Classifier)
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), None)
         if tokenizer is not None:
             bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
             ids = {"bos_token_id": bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-        tensors = _as_dtype(huggingface.to_tensors(model.state_dict(), config), dtype)
+        tensors = _as_dtype(huggingface.weights_of(model), dtype)
         written = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        table = hf_config.to_config(config, eos_id=ids["eos_token_id"], dtype=written)
+        if isinstance(model, Classifier):
+            table = hf_config.to_classifier_config(config, model.labels, eos_id=ids["eos_token_id"],
+                                                   pad_id=model.pad_id, dtype=written)
+        else:
+            table = hf_config.to_config(config, eos_id=ids["eos_token_id"], dtype=written)
         _write_json(folder / "config.json", table | {"bos_token_id": ids["bos_token_id"]})
         _write_json(folder / "generation_config.json", ids)
         write_tensors(tensors, folder, max_shard_bytes=max_shard_bytes)
@@ -124,17 +130,50 @@ def load(
     if is_gguf(folder):
         model, tokenizer = gguf.load(folder, dropout=dropout)
         return model.to(device, dtype).eval(), tokenizer
-    config = read_config(folder)
+    if hf_config.classifier_labels(_read_json(folder / "config.json")) is not None:
+        raise ValueError(f"{folder} holds a classifier, which writes no text; use it with "
+                         "llm.tasks.classify --predict, or load_classifier")
+    model = _empty(folder, dropout)
+    state = huggingface.state_for(model, TensorFiles(folder), dtype=dtype, device=device)
+    model.load_state_dict(state, assign=True)
+    return model.eval(), _tokenizer_of(folder)
+
+
+def load_classifier(
+    path: str | Path, *, device: torch.device | str = "cpu", dropout: float = 0.0
+) -> tuple[Classifier, Tokenizer | None]:
+    """Read a classifier and its tokenizer, from where `load` reads; also those of transformers for our families.
+
+    Args:
+        path, device, dropout: as in `load`.
+
+    Raises:
+        ValueError: as `load`, and if the folder holds no classifier.
+    """
+    folder = find_checkpoint(path)
+    table = {} if is_gguf(folder) else _read_json(folder / "config.json")
+    if (labels := hf_config.classifier_labels(table)) is None:
+        raise ValueError(f"{folder} holds no classifier; train one with llm.tasks.classify --model {path}")
+    model = Classifier(_empty(folder, dropout), labels=labels, pad_id=table.get("pad_token_id"))
     tensors = TensorFiles(folder)
-    huggingface.check_counts(config, len(tensors))
+    if "lm_head.weight" not in tensors:   # a classifier can do without
+        model.decoder.head = None
+    model.load_state_dict(huggingface.state_for(model, tensors, device=device), assign=True)
+    return model.eval(), _tokenizer_of(folder)
+
+
+def _empty(folder: Path, dropout: float) -> Decoder:
+    """The decoder that a Hugging Face folder's config.json describes, on the meta device."""
+    config = read_config(folder)
+    huggingface.check_counts(config, len(TensorFiles(folder)))
     try:
-        model = empty_model(config, dropout=dropout)
+        return empty_model(config, dropout=dropout)
     except RuntimeError as error:   # sizes whose product no integer holds
         raise ValueError(f"{folder / 'config.json'} asks for impossible sizes: {error}") from error
-    state = huggingface.from_tensors(tensors, config, model.state_dict(), dtype=dtype, device=device)
-    model.load_state_dict(state, assign=True)
-    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
-    return model.eval(), tokenizer
+
+
+def _tokenizer_of(folder: Path) -> Tokenizer | None:
+    return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -144,9 +183,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         ValueError: if the file is missing, damaged, or of another model.
     """
     model = unwrapped(model)
-    config = getattr(model, "config", None)
-    if isinstance(config, ModelConfig):
-        huggingface.from_tensors(TensorFiles(folder), config, model.state_dict())   # which shares the model's memory
+    if isinstance(model, Decoder | Classifier):
+        huggingface.state_for(model, TensorFiles(folder))   # fills the state dict, which shares the model's memory
         return
     if isinstance(model, Wrapped):
         model.load_weights(folder)

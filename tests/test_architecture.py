@@ -22,7 +22,7 @@ FLOORS = {
     "interop": 3, "generation": 3,
     "checkpoint": 4, "evaluate": 4, "writing": 4,
     "train": 5, "conversation": 5,
-    "bench": 6,
+    "bench": 6, "classification": 6,
     "tasks": 7,
 }
 MODULES = [".".join(("llm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")

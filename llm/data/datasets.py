@@ -147,3 +147,50 @@ class Examples:
 
     def batch(self, sample_ids: np.ndarray, *, seed: int, epoch: int) -> Batch:
         return self.collate([self.samples[int(sample_id)] for sample_id in sample_ids])
+
+
+class LabelledTexts:
+    """Texts as ids, each with the number of its class; steps are made of texts of like lengths.
+
+    Args:
+        texts: the ids of each text, one at least.
+        labels: (texts,) class numbers.
+        has_targets: let batches also carry `targets`, the next token of each place, for a language loss.
+
+    Raises:
+        ValueError: if there are no texts, one is empty, or labels are missing.
+
+    Example:
+        >>> texts = LabelledTexts([[1, 2, 3], [4]], [0, 1])
+        >>> texts.batch(np.array([0, 1]), seed=0, epoch=0)["lengths"]
+        tensor([3, 1])
+    """
+
+    sort_by_length = True
+
+    def __init__(self, texts: Sequence[Sequence[int]], labels: Sequence[int], *, has_targets: bool = False):
+        if not len(texts):
+            raise ValueError("there are no texts")
+        if len(texts) != len(labels):
+            raise ValueError(f"{len(texts)} texts and {len(labels)} labels; each text needs one")
+        self.texts = [np.asarray(text, dtype=np.int64) for text in texts]
+        if empty := [number for number, text in enumerate(self.texts) if not len(text)]:
+            raise ValueError(f"text {empty[0]} has no token; leave it out")
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.has_targets = has_targets
+
+    def lengths(self, seed: int, epoch: int) -> np.ndarray:
+        return np.array([len(text) for text in self.texts])
+
+    def batch(self, sample_ids: np.ndarray, *, seed: int, epoch: int) -> dict[str, Tensor]:
+        """`input_ids` (B, T), `lengths` and `labels` (B,), all int64; T is the longest of these texts."""
+        chosen = [self.texts[sample_id] for sample_id in sample_ids]
+        lengths = np.array([len(text) for text in chosen])
+        is_real = np.arange(lengths.max()) < lengths[:, None]   # (B, T)
+        inputs = np.zeros(is_real.shape, dtype=np.int64)
+        inputs[is_real] = np.concatenate(chosen)
+        found = {"input_ids": inputs, "lengths": lengths, "labels": self.labels[sample_ids]}
+        if self.has_targets:
+            has_next = np.arange(lengths.max()) < lengths[:, None] - 1
+            found["targets"] = np.where(has_next, np.roll(inputs, -1, axis=1), IGNORE_INDEX)
+        return {name: torch.from_numpy(value) for name, value in found.items()}

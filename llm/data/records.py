@@ -1,4 +1,4 @@
-"""Reading what people have: text files, rows with a text, folders of both. Later also labelled rows and chats.
+"""Reading what people have: text files, rows with a text, folders of both. Labelled rows: `labelled.py`.
 
 Everything is read piece by piece (`stream_documents`), so that a file of any size can be tokenized; `read_documents`
 joins the pieces for whoever has the memory.
@@ -151,7 +151,7 @@ def _stream_text(path: Path, separator: str) -> Iterator[Piece]:
     # a line begins after \n, or after a \r that is no half of \r\n
     line = re.compile(rf"(?:\A|(?<=\n)|(?<=\r)(?!\n))[^\S\r\n]*{re.escape(separator)}[^\S\r\n]*(?:\r\n|\r|\n|\Z)")
     rest, has_separators, begins_line = "", False, True
-    for block, is_last in _decoded_blocks(path):
+    for block, is_last in decoded_blocks(path):
         text = rest + block
         start = 0
         for border in line.finditer(text) if separator in text else ():
@@ -175,7 +175,7 @@ def _without_line_break(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _decoded_blocks(path: Path) -> Iterator[tuple[str, bool]]:
+def decoded_blocks(path: Path) -> Iterator[tuple[str, bool]]:
     """The text of a file block by block, and whether each is the last. Line breaks stay as they are."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     num_read = 0
@@ -200,7 +200,7 @@ def _decoded_blocks(path: Path) -> Iterator[tuple[str, bool]]:
 
 def _jsonl_texts(path: Path, text_key: str) -> Iterator[str]:
     rest, number = "", 0
-    for block, is_last in _decoded_blocks(path):
+    for block, is_last in decoded_blocks(path):
         *lines, rest = (rest + block).split("\n")
         for line in [*lines, rest] if is_last else lines:
             number += 1
@@ -222,15 +222,24 @@ def _row_text(path: Path, number: int, line: str, text_key: str) -> str:
     return row[text_key]
 
 
-def _parquet_texts(path: Path, text_key: str) -> Iterator[str]:
+def open_parquet(path: Path) -> Any:
+    """A parquet file, through pyarrow.
+
+    Raises:
+        ValueError: if pyarrow is not installed, or the file is no parquet file.
+    """
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError(f"{path}: reading parquet needs the package pyarrow; pip install pyarrow") from error
     try:
-        file: Any = pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} is not a parquet file: {error}") from error
+
+
+def _parquet_texts(path: Path, text_key: str) -> Iterator[str]:
+    file = open_parquet(path)
     if text_key not in file.schema_arrow.names:
         raise ValueError(f"{path} has no column {text_key!r}, only {', '.join(file.schema_arrow.names)}")
     number = 0

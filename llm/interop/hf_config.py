@@ -6,8 +6,9 @@ transformers 4, which version 5 reads too; read are both.
 """
 
 import math
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llm.config import checked, merge
@@ -98,6 +99,37 @@ def to_config(config: ModelConfig, *, eos_id: int | None, dtype: str = "float32"
     else:
         table |= {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
     return table | {"torch_dtype": dtype, "bos_token_id": eos_id, "eos_token_id": eos_id, "use_cache": True}
+
+
+def to_classifier_config(config: ModelConfig, labels: Sequence[str], *, eos_id: int | None, pad_id: int | None,
+                         dtype: str = "float32") -> dict[str, Any]:
+    """The same for a classifier: transformers' `...ForSequenceClassification`.
+
+    Args:
+        config, eos_id, dtype: as in `to_config`.
+        labels: the names of the classes in order.
+        pad_id: the id by which theirs finds the end of a text in a padded batch.
+    """
+    names = {str(number): label for number, label in enumerate(labels)}
+    table = to_config(config, eos_id=eos_id, dtype=dtype)
+    head = re.sub("(LMHeadModel|ForCausalLM)$", "ForSequenceClassification", table["architectures"][0])
+    return table | {"architectures": [head], "pad_token_id": pad_id, "use_cache": False, "id2label": names,
+                    "label2id": {label: int(number) for number, label in names.items()}}
+
+
+def classifier_labels(table: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes in a classifier's `config.json`, in order; None if it is no classifier's.
+
+    Raises:
+        ValueError: if it is one, but does not say which classes 0, 1, ... are.
+    """
+    heads = table.get("architectures")
+    if not isinstance(heads, list) or not any(str(head).endswith("ForSequenceClassification") for head in heads):
+        return None
+    names = table.get("id2label") or {str(number): f"LABEL_{number}" for number in range(2)}   # theirs without any
+    if not isinstance(names, Mapping) or set(names) != {str(number) for number in range(len(names))}:
+        raise ValueError(f"config.json: id2label = {names!r} must name the classes 0, 1, ...")
+    return [str(names[str(number)]) for number in range(len(names))]
 
 
 def from_config(table: Mapping[str, Any]) -> ModelConfig:

@@ -6,15 +6,17 @@ The configuration is translated in `hf_config.py`; `wrap`, from `wrapped.py`, is
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from llm.interop.wrapped import wrap
+from llm.models.classifier import Classifier
 from llm.models.config import ModelConfig
+from llm.models.decoder import Decoder
 
-__all__ = ["Row", "check_counts", "from_tensors", "rows_of", "to_tensors", "wrap"]
+__all__ = ["Row", "check_counts", "from_tensors", "rows_of", "state_for", "to_tensors", "weights_of", "wrap"]
 
 
 class Row(NamedTuple):
@@ -75,6 +77,7 @@ QWEN_BLOCK = [
       for part in SWIGLU],
 ]
 MASKS = (".attn.bias", ".attn.masked_bias")   # buffers in GPT-2's own files; no weights
+SCORE = "score.weight"   # of a classifier, in their words and in ours
 TABLES = {"gpt": (GPT2_TRUNK, GPT2_BLOCK), "qwen": (QWEN_TRUNK, QWEN_BLOCK)}
 
 
@@ -164,6 +167,36 @@ def from_tensors(
         shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         raise ValueError(f"the tensors do not fit the configuration: {shown}")
     return state
+
+
+def weights_of(model: Decoder | Classifier) -> dict[str, Tensor]:
+    """The weights of a model under their names; of a classifier without the output head, unless that is trained."""
+    if isinstance(model, Decoder):
+        return to_tensors(model.state_dict(), model.config)
+    head = model.decoder.head
+    state = {name: tensor for name, tensor in model.decoder.state_dict().items()
+             if name != "head.weight" or (head is not None and head.weight.requires_grad)}
+    return {**to_tensors(state, model.config), SCORE: model.score.weight.detach()}
+
+
+def state_for(model: Decoder | Classifier, tensors: Mapping[str, Tensor], **settings: Any) -> dict[str, Tensor]:
+    """The state dict of a model from their tensors, the way back; for all else see `from_tensors`."""
+    if isinstance(model, Decoder):
+        return from_tensors(tensors, model.config, model.state_dict(), **settings)
+    if SCORE not in tensors or tensors[SCORE].shape != model.score.weight.shape:
+        found = f"has shape {tuple(tensors[SCORE].shape)}" if SCORE in tensors else "is missing"
+        raise ValueError(f"the tensors do not fit the configuration: {SCORE} {found}; {len(model.labels)} labels and a "
+                         f"width of {model.config.dim} need {tuple(model.score.weight.shape)}")
+    expected = {name: tensor for name, tensor in model.decoder.state_dict().items()
+                if name != "head.weight" or "lm_head.weight" in tensors}
+    rest = {name: tensors[name] for name in tensors if name != SCORE}
+    state = {f"decoder.{name}": tensor
+             for name, tensor in from_tensors(rest, model.config, expected, **settings).items()}
+    place = model.state_dict()[SCORE]
+    if place.is_meta:
+        place = torch.empty(place.shape, dtype=settings.get("dtype", torch.float32),
+                            device=settings.get("device", "cpu"))
+    return {**state, SCORE: place.copy_(tensors[SCORE])}
 
 
 def check_counts(config: ModelConfig, num_tensors: int) -> None:

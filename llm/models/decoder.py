@@ -4,6 +4,7 @@ What is not here: the families (`gpt.py`, `qwen.py`), initial values (`init.py`)
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -151,6 +152,38 @@ class Decoder(nn.Module):
         if targets is not None and logits_at is not None:
             raise ValueError("targets and logits_at were both given, but with targets there are no logits; leave one "
                              "out")
+        hidden, routings = self.trunk(input_ids, positions=positions, segment_ids=segment_ids, cache=cache,
+                                      places=logits_at)
+        hidden = self.final_norm(hidden)
+        if targets is None:
+            return Output(logits=F.linear(hidden, self.head_weight))
+        experts = summarize(routings, targets) if routings else {}
+        if reduction == "sum":
+            return Output(loss_sum=next_token_loss_sum(hidden, self.head_weight, targets), **experts)
+        return Output(log_likelihood=token_log_likelihood(hidden, self.head_weight, targets), **experts)
+
+    def trunk(
+        self,
+        input_ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        places: Tensor | None = None,
+    ) -> tuple[Tensor, list[Routing]]:
+        """Everything below the final norm, for `forward` and for other heads such as `Classifier`'s.
+
+        Args:
+            input_ids, positions, segment_ids, cache: as in `forward`.
+            places: (B,) int64; give the hidden state of this one place of each row only. What stands behind it is
+                padding.
+
+        Returns:
+            (B, T, C), or (B, 1, C) with `places`; and the routing of each layer with experts.
+
+        Raises:
+            ValueError: if the text is longer than the context or the cache, or its positions are beyond.
+        """
         read, held, offset = (cache.length, cache.num_held, cache.offset) if cache is not None else (0, 0, 0)
         length = input_ids.shape[1]
         self.check_room(length, cache)
@@ -164,8 +197,8 @@ class Decoder(nn.Module):
         if positions is None:
             positions = plan.slots + offset if offset else plan.slots
         hidden = self.dropout(self.embed_tokens(input_ids, positions))   # (B, T, C)
-        if logits_at is not None:   # what a row is padded with has no say in its length
-            positions = positions.minimum(read + logits_at[:, None])
+        if places is not None:   # what a row is padded with has no say in its length
+            positions = positions.minimum(read + places[:, None])
         rope = self.rotary(positions)
         if rope is not None:   # cast once for all layers
             rope = rope[0].to(compute_dtype(hidden)), rope[1].to(compute_dtype(hidden))
@@ -179,16 +212,25 @@ class Decoder(nn.Module):
                 routings.append(routing)
         if cache is not None:
             cache.length += length
+        if places is not None:
+            hidden = hidden[torch.arange(len(hidden), device=hidden.device), places][:, None]   # (B, 1, C)
+        return hidden, routings
 
-        if targets is None:
-            if logits_at is not None:
-                hidden = hidden[torch.arange(len(hidden), device=hidden.device), logits_at][:, None]   # (B, 1, C)
-            return Output(logits=F.linear(self.final_norm(hidden), self.head_weight))
-        hidden = self.final_norm(hidden)
-        experts = summarize(routings, targets) if routings else {}
-        if reduction == "sum":
-            return Output(loss_sum=next_token_loss_sum(hidden, self.head_weight, targets), **experts)
-        return Output(log_likelihood=token_log_likelihood(hidden, self.head_weight, targets), **experts)
+    @torch.no_grad()
+    def grow(self, vocab_size: int) -> None:
+        """Make room for ids up to `vocab_size`; new ones begin as zeros. A vocabulary that is large enough stays."""
+        more = vocab_size - self.config.vocab_size
+        if more <= 0:
+            return
+        self.config = replace(self.config, vocab_size=vocab_size)
+        for module in (self.embed, self.head):
+            if module is not None:
+                weight = module.weight
+                module.weight = nn.Parameter(torch.cat([weight, weight.new_zeros(more, weight.shape[1])]),
+                                             requires_grad=weight.requires_grad)
+        self.embed.num_embeddings = vocab_size
+        if self.head is not None:
+            self.head.out_features = vocab_size
 
     def check_room(self, length: int, cache: KVCache | None) -> None:
         """Raise a ValueError if `length` more tokens are too many for the context or the cache."""

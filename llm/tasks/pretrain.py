@@ -10,7 +10,7 @@ from llm.config import load, preset_names
 from llm.data.config import DataConfig
 from llm.models.config import ModelConfig, QwenConfig, model_preset, preset_table
 from llm.tasks import entry
-from llm.train.config import TrainConfig
+from llm.train.config import RouterConfig, TrainConfig
 from llm.train.run import RunConfig, find_run, keep_settings, open_run, record_environment
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class PretrainConfig:
     architecture: ModelConfig = field(default_factory=QwenConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    routers: RouterConfig = field(default_factory=RouterConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -107,7 +108,7 @@ def pretrain(config: PretrainConfig, folder: Path, world: "World") -> int | None
     from llm.train.logger import trackers
     from llm.train.trainer import Trainer
 
-    check_experts(config.architecture, config.train)
+    check_experts(config.architecture, config.routers)
     with world.main_first():   # it may download
         model, corpus = model_and_corpus(config, world)
     tokenizer, vocab_size = corpus.tokenizer, model.config.vocab_size
@@ -126,8 +127,8 @@ def pretrain(config: PretrainConfig, folder: Path, world: "World") -> int | None
     log.info("%s on %s in %s: %s", config.model, processes, world.precision, profile)
     trainer = Trainer(
         model,
-        NextToken(tokenizer.byte_counts if tokenizer else None, balance=config.train.balance,
-                  router_z=config.train.router_z),
+        NextToken(tokenizer.byte_counts if tokenizer else None, balance=config.routers.balance,
+                  router_z=config.routers.router_z),
         train=TokenWindows(corpus.train, context=context, vocab_size=vocab_size,
                            document_end=document_end(config.data, tokenizer)),
         val=TokenWindows(corpus.val, context=context, vocab_size=vocab_size, is_shifted=False,
@@ -210,11 +211,11 @@ def check_size(model: ModelConfig, world: "World") -> None:
                          f"{world.device.type} has {format_bytes(there)} in all; choose smaller numbers")
 
 
-def check_experts(architecture: ModelConfig, train: TrainConfig) -> None:
+def check_experts(architecture: ModelConfig, routers: RouterConfig) -> None:
     """Complain about weights of the routers' losses where there are no routers."""
     for name in ("balance", "router_z"):
-        if not architecture.expert_count and getattr(train, name) != getattr(TrainConfig(), name):
-            raise ValueError(f"{name}={getattr(train, name)} has no effect on a model without experts; leave it out, "
+        if not architecture.expert_count and getattr(routers, name) != getattr(RouterConfig(), name):
+            raise ValueError(f"{name}={getattr(routers, name)} has no effect on a model without experts; leave it out, "
                              "or choose --num-experts")
 
 

@@ -46,10 +46,6 @@ class TrainConfig:
     """Longest gradient norm; 0 never clips."""
     dropout: float = 0.0
     """Share of activations dropped while training."""
-    balance: float = 0.01
-    """Weight of the loss that keeps experts equally busy."""
-    router_z: float = 0.0
-    """Weight of the loss that keeps the routers' scores small; 0.001 is usual."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of matrix products; auto is bf16 where the hardware has it."""
     compile: bool = False
@@ -68,6 +64,8 @@ class TrainConfig:
     """Save whenever the validation loss is the lowest so far."""
     keep: int = 3
     """Newest checkpoints to keep, besides the best; 0 keeps all."""
+    patience: int = 0
+    """Stop after this many validations in a row without a new best; 0 never does."""
     max_skipped: int = 10
     """Stop after this many steps in a row without a usable gradient."""
     seed: int = 1
@@ -88,8 +86,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"{name}={value} must be at least 1")
-        for name in ("warmup", "eval_every", "save_every", "save_every_epochs", "keep", "seed", "weight_decay", "clip",
-                     "balance", "router_z"):
+        for name in ("warmup", "eval_every", "save_every", "save_every_epochs", "keep", "patience", "seed",
+                     "weight_decay", "clip"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 found.append(f"{name}={value} must be at least 0")
@@ -118,3 +116,18 @@ class TrainConfig:
             found.append(f"eval_tokens={self.eval_tokens} must be at least 1")
         if found:
             raise ValueError("; ".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """The losses of a mixture of experts' routers, beside that of the language."""
+
+    balance: float = 0.01
+    """Weight of the loss that keeps experts equally busy."""
+    router_z: float = 0.0
+    """Weight of the loss that keeps the routers' scores small; 0.001 is usual."""
+
+    def __post_init__(self) -> None:
+        for name in ("balance", "router_z"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")

@@ -141,7 +141,7 @@ class Trainer:
                    dynamic_ncols=True, mininterval=0.5)
         try:
             with request.listening():
-                while not self._is_stop_agreed(request) and self.state.step < self.total_steps:
+                while not self._is_stop_agreed(request) and not self.is_finished:
                     row = self.train_step()
                     row["wall_s"] = round(time.perf_counter() - started, 3)
                     self._log(row)
@@ -162,6 +162,14 @@ class Trainer:
             log.warning("stopped by %s after step %d of %d", signal.Signals(self.stop_signal).name, self.state.step,
                         self.total_steps)
         return self.state
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done, or validations have stopped getting better."""
+        state, every = self.state, self.config.eval_every
+        is_out_of_patience = self.config.patience > 0 and state.best_step is not None and every > 0 and (
+            state.step // every - state.best_step // every >= self.config.patience)
+        return state.step >= self.total_steps or is_out_of_patience
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step of the plan; returns its row for the loggers."""

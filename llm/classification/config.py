@@ -1,0 +1,95 @@
+"""The settings of a classifier's run. Torch-free."""
+
+import re
+from dataclasses import dataclass, field
+
+from llm.data.labelled_sets import LabelledConfig
+from llm.models.config import ModelConfig, QwenConfig
+from llm.train.config import TrainConfig
+from llm.train.run import RunConfig
+
+DEFAULT_TOKENIZER = "bpe:1024"
+NEW_CONTEXT = 256    # of a model trained from nothing
+
+
+def recipe() -> TrainConfig:
+    """How small models learn to classify from nothing; for the weights of others see `llm.tasks.classify`."""
+    return TrainConfig(epochs=6, batch_size=16, optimizer="muon", lr=3e-3, schedule="linear", min_lr_ratio=0.0,
+                       dropout=0.1, eval_every=50, patience=0, keep=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is asked of the model, besides the labels."""
+
+    label_smoothing: float = 0.05
+    """Share of the target that is spread over all classes."""
+    language: float = 0.5
+    """Weight of the loss of predicting the texts themselves, for a text of mean length, beside 1 for its label."""
+    warm_up: int = 4
+    """Epochs of predicting the training rows' texts before, without labels."""
+    tune: str = "all"
+    """Which weights learn: head, last-block, last-N (blocks, with the final norm), all."""
+    positive: str | None = None
+    """Of two classes the one looked for; default: the rarer one in training, else the later in the alphabet."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
+        for name in ("language", "warm_up"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        self.num_blocks_tuned(1)
+
+    def num_blocks_tuned(self, num_blocks: int) -> int:
+        """How many of a model's blocks learn, counted from the last.
+
+        Raises:
+            ValueError: if `tune` is none of its words.
+        """
+        fixed = {"head": 0, "last-block": 1, "all": num_blocks}
+        if self.tune in fixed:
+            return fixed[self.tune]
+        if not re.fullmatch(r"last-[1-9]\d*", self.tune):
+            raise ValueError(f"tune={self.tune!r} is not one of head, last-block, last-2, last-3, ..., all")
+        return int(self.tune.removeprefix("last-"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig:
+    """Label texts: train a classifier from nothing or from another model's weights, judge it, use it.
+
+    python -m llm.tasks.classify --train-file train.csv --test-file test.csv
+    python -m llm.tasks.classify --predict "You have won!" --model RUN
+    """
+
+    config: str | None = None
+    """Settings to start from: a preset of presets/runs, or a TOML file such as a run.toml."""
+    model: str = "spam-tiny"
+    """A preset (trains from nothing), or a run, checkpoint or Hugging Face folder (goes on from its weights)."""
+    tokenizer: str | None = None
+    """Of a model from nothing: byte, bpe:SIZE, gpt2, ..., or a folder or tokenizer.json; default bpe:1024, learned from
+    the training texts."""
+    context: int | None = None
+    """Tokens of a text that are read; default: 256, or the model's context length."""
+    predict: str | None = None
+    """Label a text, or the texts of a file, with --model RUN, instead of training."""
+    seeds: int = 1
+    """Repeat with as many seeds, and tell mean and spread."""
+    folds: int = 0
+    """Cross-validate: put all rows together, and test on each of so many parts in turn; 0 does not."""
+    architecture: ModelConfig = field(default_factory=QwenConfig)
+    data: LabelledConfig = field(default_factory=LabelledConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=recipe)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.context is not None and self.context < 1:
+            raise ValueError(f"context={self.context} must be at least 1")
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} must be at least 1")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"folds={self.folds} must be 2 or more, or 0")
+        if self.run.resume and (self.seeds > 1 or self.folds):
+            raise ValueError(f"--resume {self.run.resume} goes on with one run; --seeds and --folds make several")

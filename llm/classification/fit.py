@@ -1,0 +1,166 @@
+"""One classifier from one set of rows: tokenizer, model, warm-up on the texts, training, and the best checkpoint."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from llm.checkpoint import find_checkpoint, load_weights
+from llm.checkpoint import load as load_model
+from llm.classification.config import DEFAULT_TOKENIZER, NEW_CONTEXT, ClassifyConfig
+from llm.classification.judge import beliefs, encode
+from llm.data.corpus import make_tokenizer
+from llm.data.datasets import LabelledTexts, TokenWindows
+from llm.data.division import balanced_weights
+from llm.data.labelled import Labelled
+from llm.data.labelled_sets import Parts
+from llm.models.build import build_model
+from llm.models.classifier import Classifier
+from llm.models.config import preset_table
+from llm.models.decoder import Decoder
+from llm.objectives.classification import Classification
+from llm.objectives.language import NextToken
+from llm.runtime import World
+from llm.tokenizers.tokenizer import Tokenizer
+from llm.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+PAD = "<|pad|>"
+
+
+class Fitted(NamedTuple):
+    """A trained classifier and what it believes of each part's rows."""
+
+    model: Classifier
+    tokenizer: Tokenizer
+    probabilities: dict[str, np.ndarray]   # part to (rows, classes)
+    lengths: dict[str, list[int]]          # part to the tokens that are read of each row
+    num_cut: dict[str, int]                # part to the rows that are longer than that
+    train_s: float                         # seconds in training steps, warm-up included
+    stop_signal: int | None
+
+
+def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_folder: bool) -> Fitted:
+    """Train on one part, choose by another, and judge all.
+
+    Args:
+        config: the settings; its seed is that of this fit.
+        parts: the rows.
+        folder: where metrics and checkpoints go.
+        is_folder: whether `config.model` names weights to go on from.
+    """
+    generator = torch.Generator().manual_seed(config.train.seed)
+    decoder, tokenizer = new_decoder(config, parts.train, generator, is_folder=is_folder)
+    context = min(config.context or decoder.config.context_length, decoder.config.context_length)
+    encoded = {name: encode(part.texts, tokenizer, context=context) for name, part in parts._asdict().items()}
+    rows, num_cut = ({name: value[place] for name, value in encoded.items()} for place in (0, 1))
+    train_s, stop_signal = 0.0, None
+    if config.objective.warm_up:
+        train_s, stop_signal = warm_up(config, decoder, tokenizer, parts.train, folder / "warm-up", world)
+    model = Classifier(decoder, labels=parts.names, pad_id=tokenizer.pad_id, generator=generator)
+    freeze(model, config)
+    mean_length = float(np.mean([len(row) for row in rows["train"]]))
+    weights = balanced_weights(parts.train.labels, parts.names) if config.data.balance == "weights" else None
+    numbers = {name: place for place, name in enumerate(parts.names)}
+    datasets = {name: LabelledTexts(rows[name], [numbers[label] for label in part.labels],
+                                    has_targets=name == "train" and config.objective.language > 0)
+                for name, part in parts._asdict().items() if len(part)}
+    trainer = Trainer(
+        model,
+        Classification(weights, label_smoothing=config.objective.label_smoothing,
+                       token_weight=config.objective.language / mean_length),
+        train=datasets["train"], val=datasets["val"], config=config.train, folder=folder, tokenizer=tokenizer,
+        world=world,
+    )
+    if config.run.resume:
+        trainer.resume()
+    if stop_signal is None:
+        train_s += trainer.fit().elapsed_s
+        stop_signal = trainer.stop_signal
+    if stop_signal is None:
+        load_weights(model, find_checkpoint(folder))
+    model.eval()
+    probabilities = {name: beliefs(model, part, world=world) for name, part in rows.items()}
+    return Fitted(model, tokenizer, probabilities, {name: [*map(len, part)] for name, part in rows.items()}, num_cut,
+                  train_s, stop_signal)
+
+
+def new_decoder(
+    config: ClassifyConfig, rows: Labelled, generator: torch.Generator, *, is_folder: bool
+) -> tuple[Decoder, Tokenizer]:
+    """What reads the texts, new or somebody's, and a tokenizer whose padding is no text."""
+    if is_folder:
+        decoder, own = load_model(config.model, dropout=config.train.dropout)
+        if own is None and config.tokenizer is None:
+            raise ValueError(f"--model {config.model} has no tokenizer.json; name its --tokenizer")
+        if own is not None and config.tokenizer is not None:
+            raise ValueError(f"--model {config.model} brings its own tokenizer; leave --tokenizer out")
+        tokenizer = with_pad(own or make_tokenizer(config.tokenizer or "", list))
+        decoder.grow(tokenizer.vocab_size)
+        return decoder, tokenizer
+    name = config.tokenizer or preset_table(config.model).get("tokenizer", DEFAULT_TOKENIZER)
+    if name == "char":
+        raise ValueError("--tokenizer char cannot read a character that no training text has; use byte or bpe:SIZE")
+    # the pattern takes numbers digit by digit, so that a new telephone number looks like the known ones
+    tokenizer = with_pad(make_tokenizer(name, lambda: rows.texts, pattern="qwen2"))
+    architecture = replace(config.architecture, vocab_size=tokenizer.vocab_size,
+                           context_length=config.context or NEW_CONTEXT)
+    return build_model(architecture, dropout=config.train.dropout, generator=generator), tokenizer
+
+
+def with_pad(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with a token of its own for padding, which is no text and does not end one; added where need be.
+
+    Raises:
+        ValueError: for a tokenizer that lacks it and cannot get one.
+    """
+    if tokenizer.pad_id is not None and tokenizer.pad_id not in (tokenizer.eos_id, tokenizer.bos_id):
+        return tokenizer
+    if type(tokenizer) is not Tokenizer or PAD in tokenizer.vocabulary.text_tokens:
+        raise ValueError("the tokenizer has no token for padding only, and cannot get one; name one as pad_token in "
+                         "its tokenizer_config.json")
+    special = {**tokenizer.special_tokens, PAD: tokenizer.special_tokens.get(PAD, tokenizer.vocab_size)}
+    return Tokenizer(replace(tokenizer.vocabulary, special_tokens=special), bos_token=tokenizer.bos_token,
+                     eos_token=tokenizer.eos_token, pad_token=PAD, chat_template=tokenizer.chat_template)
+
+
+def warm_up(
+    config: ClassifyConfig, decoder: Decoder, tokenizer: Tokenizer, rows: Labelled, folder: Path, world: World
+) -> tuple[float, int | None]:
+    """Teach the decoder the language of the training rows' texts, one text a window, without a label.
+
+    Returns:
+        The seconds it took, and the signal that ended it early, if one did.
+    """
+    if tokenizer.eos_id is None:
+        raise ValueError(f"--warm-up {config.objective.warm_up} needs a tokenizer with an end-of-text token")
+    tokens = np.concatenate([[tokenizer.eos_id], *(tokenizer.encode_document(text) for text in rows.texts)])
+    windows = TokenWindows(tokens, context=decoder.config.context_length, document_end=tokenizer.eos_id)
+    settings = replace(config.train, steps=None, epochs=config.objective.warm_up, patience=0, eval_every=0,
+                       save_every=0, save_every_epochs=0, keep=1)
+    trainer = Trainer(decoder, NextToken(tokenizer.byte_counts), train=windows, config=settings, folder=folder,
+                      tokenizer=tokenizer, world=world)
+    if config.run.resume:
+        trainer.resume()
+    state = trainer.fit()
+    log.info("warm-up: %d steps on the texts of %d rows", state.step, len(rows))
+    return state.elapsed_s, trainer.stop_signal
+
+
+def freeze(model: Classifier, config: ClassifyConfig) -> None:
+    """Let only those weights learn that `tune` names; the output head only where the texts are predicted too."""
+    decoder, blocks = model.decoder, model.decoder.blocks
+    count = config.objective.num_blocks_tuned(len(blocks))
+    if count > len(blocks):
+        raise ValueError(f"--tune {config.objective.tune}: the model has only {len(blocks)} blocks")
+    if config.objective.tune != "all":
+        decoder.requires_grad_(False)
+        for block in list(blocks)[len(blocks) - count :]:
+            block.requires_grad_(True)
+        decoder.final_norm.requires_grad_(count > 0)
+    if decoder.head is not None:
+        decoder.head.requires_grad_(config.objective.tune == "all" and config.objective.language > 0)

@@ -1,0 +1,170 @@
+"""From `--data` or files to labelled rows for training, validation and testing. Torch-free."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from llm.data.division import divide, undersample
+from llm.data.download import resolve
+from llm.data.labelled import Columns, Labelled, read_labelled
+from llm.data.tinyworld import messages
+
+log = logging.getLogger(__name__)
+
+TINYWORLD = "tinyworld-spam"
+TINYWORLD_ROWS = 1200
+SMS = "sms-spam"
+SMS_BALANCED = "sms-spam-balanced"
+SMS_COLUMNS = Columns(text="2", label="1", use_quotes=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledConfig:
+    """Which texts, and who learns from which."""
+
+    data: str = TINYWORLD
+    """One file (.csv, .tsv, .jsonl, .parquet) to be split, or a name: tinyworld-spam (made on the spot), sms-spam (as
+    it is), sms-spam-balanced (as "LLMs from scratch" balances and splits it)."""
+    train_file: str | None = None
+    """Rows to learn from, instead of --data."""
+    val_file: str | None = None
+    """Rows that choose checkpoint and threshold; default: a part of the training rows."""
+    test_file: str | None = None
+    """Rows that judge; default: a part of --data, or of --train-file where there is no --val-file either."""
+    text_column: str = "text"
+    """Column of the text, in any case; a number from 1 where there is no header line."""
+    label_column: str = "label"
+    """Column of the label, likewise."""
+    use_quotes: bool | None = None
+    """Whether "..." in a table holds separators and line breaks; default: in .csv, not in .tsv."""
+    val_fraction: float = 0.1
+    """Share of the rows for validation where there is no --val-file."""
+    test_fraction: float = 0.2
+    """Share of the rows for testing where the rows are split."""
+    split_seed: int = 1
+    """Of that split."""
+    balance: Literal["none", "weights", "undersample"] = "none"
+    """weights lets rare classes count more in the loss, undersample leaves out rows of frequent ones (training rows
+    only: validation and test stay as they are)."""
+
+    def __post_init__(self) -> None:
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(f"val_fraction={self.val_fraction} and test_fraction={self.test_fraction} leave nothing "
+                             "to learn from")
+        if self.split_seed < 0:
+            raise ValueError(f"split_seed={self.split_seed} must be at least 0")
+        if self.train_file is None and (self.val_file or self.test_file):
+            raise ValueError("--val-file and --test-file go with --train-file; name it too")
+        if self.train_file is not None and self.data != TINYWORLD:
+            raise ValueError(f"--data {self.data} and --train-file {self.train_file}: give one of them")
+
+    @property
+    def columns(self) -> Columns:
+        """Where text and label stand in the files."""
+        return Columns(text=self.text_column, label=self.label_column, use_quotes=self.use_quotes)
+
+
+class Parts(NamedTuple):
+    """The rows of each part; no test rows is a list without rows."""
+
+    train: Labelled
+    val: Labelled
+    test: Labelled
+
+    @property
+    def names(self) -> list[str]:
+        """The classes: integers in their order, words in that of the alphabet."""
+        found = set(self.train.labels)
+        is_numeric = all(name.removeprefix("-").isdecimal() for name in found)
+        return sorted(found, key=int) if is_numeric else sorted(found)
+
+
+def load_parts(config: LabelledConfig) -> Parts:
+    """Read and split; classes are then balanced where that is asked for.
+
+    Raises:
+        ValueError: for files that cannot be read, a training part with one class, or a label that training lacks.
+    """
+    parts = _from_files(config) if config.train_file is not None else _from_name(config)
+    check_labels(parts)
+    if config.balance == "undersample":
+        kept = parts.train.take(undersample(parts.train.labels, seed=config.split_seed))
+        log.info("undersampled: %d of %d training rows are used", len(kept), len(parts.train))
+        parts = parts._replace(train=kept)
+    for name, part in parts._asdict().items():
+        shares = ", ".join(f"{count:,} {label}" for label, count in sorted(Counter(part.labels).items()))
+        log.info("%s: %d rows%s", name, len(part), f" ({shares})" if shares else "")
+    return parts
+
+
+def check_labels(parts: Parts) -> None:
+    """Make sure that there is something to tell apart, and that training knows every label.
+
+    Raises:
+        ValueError: if not, with the place of the label.
+    """
+    if len(parts.names) < 2:
+        raise ValueError(f"all {len(parts.train)} training rows are labelled {parts.names[0]!r}; there is nothing to "
+                         "tell apart: check --label-column, or give rows of another class too")
+    for part in (parts.val, parts.test):
+        for label, place in zip(part.labels, part.places, strict=True):
+            if label not in parts.names:
+                raise ValueError(f"{place}: label {label!r} does not occur in the training rows, which have "
+                                 f"{', '.join(map(repr, parts.names[:8]))}")
+
+
+def _from_files(config: LabelledConfig) -> Parts:
+    assert config.train_file is not None
+    train = read_labelled(Path(config.train_file), config.columns)
+    val = read_labelled(Path(config.val_file), config.columns) if config.val_file else None
+    test = read_labelled(Path(config.test_file), config.columns) if config.test_file else None
+    if val is None and test is None:
+        return split(train, config)
+    if val is None:
+        train, val = divide_rows(train, [1 - config.val_fraction, config.val_fraction], seed=config.split_seed)
+    return Parts(train, val, test or Labelled([], [], []))
+
+
+def _from_name(config: LabelledConfig) -> Parts:
+    if config.data == TINYWORLD:
+        made = list(messages(config.split_seed, "both", TINYWORLD_ROWS))
+        places = [f"{TINYWORLD}, message {number}" for number in range(1, len(made) + 1)]
+        return split(Labelled([row["text"] for row in made], [row["label"] for row in made], places), config)
+    if config.data == SMS_BALANCED:
+        return book_split(resolve(SMS, kind="labelled"))
+    path = resolve(config.data, kind="labelled")
+    return split(read_labelled(path, SMS_COLUMNS if config.data == SMS else config.columns), config)
+
+
+def split(rows: Labelled, config: LabelledConfig) -> Parts:
+    """Rows into training, validation and test part."""
+    shares = [1 - config.val_fraction - config.test_fraction, config.val_fraction, config.test_fraction]
+    return Parts(*divide_rows(rows, shares, seed=config.split_seed))
+
+
+def divide_rows(rows: Labelled, shares: list[float], *, seed: int) -> list[Labelled]:
+    """Rows into parts of these shares, duplicates together and classes in proportion."""
+    return [rows.take(numbers) for numbers in divide(rows.texts, rows.labels, shares, seed=seed)]
+
+
+def book_split(path: Path) -> Parts:
+    """The balanced split of "LLMs from scratch" chapter 6: as many ham as spam, shuffled, cut 70 : 10 : 20.
+
+    Read as the book reads it, with pandas' default quoting, which swallows two rows. Some texts stand in several parts;
+    the audit says how many.
+    """
+    import pandas
+
+    table = pandas.read_csv(path, sep="\t", header=None, names=["label", "text"])
+    spam, ham = table[table.label == "spam"], table[table.label == "ham"]
+    balanced = pandas.concat([ham.sample(len(spam), random_state=123), spam]).sample(frac=1, random_state=123)
+    places = [f"{path.name}, row {number + 1}" for number in balanced.index]
+    rows = Labelled(balanced.text.tolist(), balanced.label.tolist(), places)
+    cuts = [0, int(len(rows) * 0.7), int(len(rows) * 0.7) + int(len(rows) * 0.1), len(rows)]
+    return Parts(*(rows.take(range(first, last)) for first, last in pairwise(cuts)))

@@ -1,0 +1,85 @@
+"""Laws of the classification objective: sums that add up, weights that act as copies would, smoothing as in torch."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llm.data.datasets import LabelledTexts
+from llm.models.classifier import Classifier
+from llm.objectives.classification import Classification
+from tests.conftest import TINY, random_ids, random_model
+
+
+def texts(count: int = 12, *, has_targets: bool = True) -> LabelledTexts:
+    rows = [random_ids(3 + number % 7, seed=number).tolist() for number in range(count)]
+    return LabelledTexts(rows, [number % 3 for number in range(count)], has_targets=has_targets)
+
+
+def model() -> Classifier:
+    return Classifier(random_model(TINY["gpt"]), labels="abc", generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("objective", [
+    Classification(), Classification([1.0, 3.0, 0.5], label_smoothing=0.2, token_weight=0.3)])
+def test_a_batch_of_12_is_4_micro_batches_of_3(objective: Classification) -> None:
+    """The sums and weights of the parts add up to those of the whole, and so do the gradients."""
+    gradients, totals = [], []
+    for parts in ([range(12)], [range(0, 3), range(3, 6), range(6, 9), range(9, 12)]):
+        judge = model().train()
+        batches = [texts().batch(np.array(part), seed=0, epoch=0) for part in parts]
+        loss_sum = torch.stack([objective(judge, batch).loss_sum for batch in batches]).sum()
+        torch.autograd.backward(loss_sum)
+        totals.append(torch.tensor([loss_sum.item(), sum(map(objective.weight, batches))]))
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in judge.parameters()]))   # type: ignore
+    assert torch.allclose(*totals, rtol=1e-5)
+    assert torch.allclose(*gradients, atol=1e-4)   # sums of some 80 terms of size 1
+
+
+def test_a_class_of_weight_2_counts_as_if_its_texts_were_there_twice() -> None:
+    judge, data = model().eval(), texts()
+    ids = np.arange(12)
+    doubled = data.batch(np.sort([*ids, *ids[data.labels == 1]]), seed=0, epoch=0)
+    weighted, plain = Classification([1.0, 2.0, 1.0]), Classification()
+    batch = data.batch(ids, seed=0, epoch=0)
+    assert weighted.weight(batch) == plain.weight(doubled) == 16
+    assert torch.allclose(weighted(judge, batch).loss_sum, plain(judge, doubled).loss_sum, rtol=1e-5)
+
+
+def test_smoothing_and_language_act_in_training_only() -> None:
+    judge, batch = model(), texts().batch(np.arange(6), seed=0, epoch=0)
+    objective = Classification(label_smoothing=0.1, token_weight=0.5)
+    scores = judge(batch["input_ids"], batch["lengths"]).scores
+    language = judge.decoder(batch["input_ids"], targets=batch["targets"]).loss_sum
+    smooth = F.cross_entropy(scores, batch["labels"], label_smoothing=0.1, reduction="sum")
+    assert torch.allclose(objective(judge.train(), batch).loss_sum, smooth + 0.5 * language, rtol=1e-5)
+    plain = F.cross_entropy(scores, batch["labels"], reduction="sum")
+    assert torch.allclose(objective(judge.eval(), batch).loss_sum, plain, rtol=1e-5)
+
+
+def test_accuracy_counts_texts() -> None:
+    judge, batch = model().eval(), texts(has_targets=False).batch(np.arange(7), seed=0, epoch=0)
+    right, count = Classification([0.0, 1.0, 5.0])(judge, batch).metrics["accuracy"]
+    assert (float(right), count) == (float((judge(batch["input_ids"], batch["lengths"]).scores.argmax(-1)
+                                            == batch["labels"]).sum()), 7.0)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"class_weights": [1.0, -1.0]}, "must not be negative"),
+    ({"label_smoothing": 1.0}, r"label_smoothing=1.0 must lie in \[0, 1\)"),
+    ({"token_weight": float("nan")}, "token_weight=nan must be at least 0"),
+])
+def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Classification(**settings)
+
+
+def test_labelled_texts_pad_on_the_right_and_never_predict_beyond_a_text() -> None:
+    batch = LabelledTexts([[5, 6, 7], [8]], [0, 1], has_targets=True).batch(np.arange(2), seed=0, epoch=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch["targets"].tolist() == [[6, 7, -100], [-100] * 3]
+    wrong: list[tuple[list[list[int]], list[int], str]] = [
+        ([], [], "no texts"), ([[1]], [], "1 texts and 0 labels"), ([[1], []], [0, 1], "text 1 has no token")]
+    for rows, labels, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            LabelledTexts(rows, labels)
