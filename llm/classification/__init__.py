@@ -1,1 +1,1 @@
-"""Classifiers, trained and judged honestly. Read `metrics.py`, `baselines.py`, `audit.py`; then `fit.py`, `report.py`."""
+"""Classifiers, judged honestly. Read `metrics.py`, `baselines.py`, `audit.py`; then `fit.py`, `report.py`."""

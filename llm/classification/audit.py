@@ -1,4 +1,4 @@
-"""What to know about the rows before believing a score: the same text on two sides, contradictions, classes, lengths."""
+"""What to know of the rows before believing a score: the same text on two sides, contradictions, classes, lengths."""
 
 import logging
 from collections import defaultdict
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm.classification.report import shares, table
+from llm.classification.tables import shares, table
 from llm.data.division import skeleton
 from llm.data.labelled import Labelled
 

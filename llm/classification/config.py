@@ -8,14 +8,20 @@ from llm.models.config import ModelConfig, QwenConfig
 from llm.train.config import TrainConfig
 from llm.train.run import RunConfig
 
-DEFAULT_TOKENIZER = "bpe:1024"
+DEFAULT_TOKENIZER = "bpe:2048"
 NEW_CONTEXT = 256    # of a model trained from nothing
 
 
 def recipe() -> TrainConfig:
-    """How small models learn to classify from nothing; for the weights of others see `llm.tasks.classify`."""
+    """How small models learn to classify from nothing."""
     return TrainConfig(epochs=6, batch_size=16, optimizer="muon", lr=3e-3, schedule="linear", min_lr_ratio=0.0,
                        dropout=0.1, eval_every=50, patience=0, keep=1)
+
+
+def fine_recipe() -> TrainConfig:
+    """How models that were trained before learn to classify."""
+    return TrainConfig(epochs=4, batch_size=8, lr=2e-4, schedule="linear", min_lr_ratio=0.0, weight_decay=0.01,
+                       eval_every=50, keep=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,7 @@ class ObjectiveConfig:
 
     label_smoothing: float = 0.05
     """Share of the target that is spread over all classes."""
-    language: float = 0.5
+    language: float = 1.0
     """Weight of the loss of predicting the texts themselves, for a text of mean length, beside 1 for its label."""
     warm_up: int = 4
     """Epochs of predicting the training rows' texts before, without labels."""
@@ -68,7 +74,7 @@ class ClassifyConfig:
     model: str = "spam-tiny"
     """A preset (trains from nothing), or a run, checkpoint or Hugging Face folder (goes on from its weights)."""
     tokenizer: str | None = None
-    """Of a model from nothing: byte, bpe:SIZE, gpt2, ..., or a folder or tokenizer.json; default bpe:1024, learned from
+    """Of a model from nothing: byte, bpe:SIZE, gpt2, ..., or a folder or tokenizer.json; default bpe:2048, learned from
     the training texts."""
     context: int | None = None
     """Tokens of a text that are read; default: 256, or the model's context length."""

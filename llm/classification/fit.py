@@ -1,6 +1,7 @@
 """One classifier from one set of rows: tokenizer, model, warm-up on the texts, training, and the best checkpoint."""
 
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from llm.objectives.classification import Classification
 from llm.objectives.language import NextToken
 from llm.runtime import World
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.train.logger import trackers
 from llm.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Fitted(NamedTuple):
     lengths: dict[str, list[int]]          # part to the tokens that are read of each row
     num_cut: dict[str, int]                # part to the rows that are longer than that
     train_s: float                         # seconds in training steps, warm-up included
+    texts_per_s: float                     # in prediction
     stop_signal: int | None
 
 
@@ -57,7 +60,8 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     decoder, tokenizer = new_decoder(config, parts.train, generator, is_folder=is_folder)
     context = min(config.context or decoder.config.context_length, decoder.config.context_length)
     encoded = {name: encode(part.texts, tokenizer, context=context) for name, part in parts._asdict().items()}
-    rows, num_cut = ({name: value[place] for name, value in encoded.items()} for place in (0, 1))
+    rows = {name: ids for name, (ids, _) in encoded.items()}
+    num_cut = {name: count for name, (_, count) in encoded.items()}
     train_s, stop_signal = 0.0, None
     if config.objective.warm_up:
         train_s, stop_signal = warm_up(config, decoder, tokenizer, parts.train, folder / "warm-up", world)
@@ -75,6 +79,7 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
                        token_weight=config.objective.language / mean_length),
         train=datasets["train"], val=datasets["val"], config=config.train, folder=folder, tokenizer=tokenizer,
         world=world,
+        loggers=trackers(folder, config, tensorboard=config.run.tensorboard, wandb=config.run.wandb),
     )
     if config.run.resume:
         trainer.resume()
@@ -84,9 +89,11 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     if stop_signal is None:
         load_weights(model, find_checkpoint(folder))
     model.eval()
+    started = time.perf_counter()
     probabilities = {name: beliefs(model, part, world=world) for name, part in rows.items()}
+    texts_per_s = sum(map(len, rows.values())) / (time.perf_counter() - started)
     return Fitted(model, tokenizer, probabilities, {name: [*map(len, part)] for name, part in rows.items()}, num_cut,
-                  train_s, stop_signal)
+                  train_s, texts_per_s, stop_signal)
 
 
 def new_decoder(
@@ -123,9 +130,16 @@ def with_pad(tokenizer: Tokenizer) -> Tokenizer:
     if type(tokenizer) is not Tokenizer or PAD in tokenizer.vocabulary.text_tokens:
         raise ValueError("the tokenizer has no token for padding only, and cannot get one; name one as pad_token in "
                          "its tokenizer_config.json")
-    special = {**tokenizer.special_tokens, PAD: tokenizer.special_tokens.get(PAD, tokenizer.vocab_size)}
-    return Tokenizer(replace(tokenizer.vocabulary, special_tokens=special), bos_token=tokenizer.bos_token,
-                     eos_token=tokenizer.eos_token, pad_token=PAD, chat_template=tokenizer.chat_template)
+    vocabulary = tokenizer.vocabulary
+    if PAD not in vocabulary.special_tokens:
+        source, pad_id = vocabulary.source, tokenizer.vocab_size
+        if source is not None:   # the file that it was read from, which is what is saved again
+            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            token = {"id": pad_id, "content": PAD, **flags, "special": True}
+            source = {**source, "added_tokens": [*source.get("added_tokens", []), token]}
+        vocabulary = replace(vocabulary, special_tokens={**vocabulary.special_tokens, PAD: pad_id}, source=source)
+    return Tokenizer(vocabulary, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, pad_token=PAD,
+                     chat_template=tokenizer.chat_template)
 
 
 def warm_up(

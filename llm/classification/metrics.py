@@ -4,6 +4,7 @@ Everything is computed from one matrix of probabilities and the true classes, in
 values (a precision without a prediction, a curve with one class) are NaN, never 0 or 1.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ class ClassScores(NamedTuple):
     precision: float
     recall: float
     f1: float
-    count: int
+    rows: int
 
 
 class Curve(NamedTuple):
@@ -156,6 +157,20 @@ def best_threshold(is_positive: np.ndarray, belief: np.ndarray) -> float:
     best = int(np.argmax(f1))
     below = points.thresholds[best + 1] if best + 1 < len(points.thresholds) else 0.0
     return float(min(points.thresholds[best], 1.0) + below) / 2
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """How often chance alone would part two equally good classifiers so far, from the rows that only one gets right.
+
+    Paper: McNemar 1947, Psychometrika 12, with exact binomial probabilities; two-sided.
+
+    Example:
+        >>> sign_test(8, 2)
+        0.109375
+    """
+    count, fewer = wins + losses, min(wins, losses)
+    tail = sum(math.comb(count, number) for number in range(fewer + 1)) / 2**count
+    return min(1.0, 2 * tail)
 
 
 def _ratio(part: float, whole: float) -> float:

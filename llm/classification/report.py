@@ -1,97 +1,193 @@
-"""report.md: what was measured on which rows, beside the baselines, with all that could make it look too good."""
+"""report.md and its picture: what was measured on which rows, beside the baselines, with all that flatters named."""
 
-from collections import Counter
+import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llm.classification import metrics
+from llm.classification.audit import copies, tell
+from llm.classification.baselines import fitted_baselines
+from llm.classification.config import ClassifyConfig
+from llm.classification.fit import Fitted
 from llm.classification.judge import Judgement
+from llm.classification.plots import draw
+from llm.classification.tables import class_table, confusion_table, mistakes, percent, scores_table, table
 from llm.data.labelled import Labelled
+from llm.data.labelled_sets import Parts
 
-SHOWN = 10   # of the most confident mistakes
+log = logging.getLogger(__name__)
+
+OURS = "this classifier"
+CHOSEN = "the same, threshold from validation"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table.
+def judge_all(config: ClassifyConfig, parts: Parts, fitted: Fitted, positive: int) -> dict[str, dict[str, Judgement]]:
+    """Of each part that has rows the judgements of the classifier and of the baselines.
 
-    Example:
-        >>> print(table(["a", "b"], [["1", "2|3"]]))
-        | a | b |
-        | --- | --- |
-        | 1 | 2\\|3 |
+    Where there are two classes, also of the classifier with the threshold that has the best F1 on validation.
     """
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    names = parts.names
+    numbers = {name: place for place, name in enumerate(names)}
+    truth = {name: np.array([numbers[label] for label in part.labels], dtype=np.int64)
+             for name, part in parts._asdict().items() if len(part)}
+    baselines = fitted_baselines(parts.train.texts, truth["train"].tolist(), num_classes=len(names))
+    threshold = None
+    if len(names) == 2:
+        threshold = metrics.best_threshold(truth["val"] == positive, fitted.probabilities["val"][:, positive])
+    found: dict[str, dict[str, Judgement]] = {}
+    for part, true in truth.items():
+        ours = Judgement(true, fitted.probabilities[part], names, positive)
+        found[part] = {OURS: ours} | ({CHOSEN: replace(ours, threshold=threshold)} if threshold is not None else {})
+        if part != "train":   # on which they are fitted
+            texts = getattr(parts, part).texts
+            found[part] |= {name: Judgement(true, model.probabilities(texts), names, positive)
+                            for name, model in baselines.items()}
+    return found
 
 
-def percent(value: float) -> str:
-    """A share, or a dash where it is undefined."""
-    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+def write_report(folder: Path, config: ClassifyConfig, parts: Parts, fitted: Fitted,
+                 judged: Mapping[str, Mapping[str, Judgement]]) -> None:
+    """Write report.md, judgement.png and results.json of one fit."""
+    part = judged_part(judged)
+    rows: Labelled = getattr(parts, part)
+    best, beaten = judged[part][OURS], strongest(judged[part])
+    is_new = copies(rows, parts.train) == 0
+    scores = dict(judged[part])
+    if 0 < is_new.sum() < len(rows):
+        scores[f"{OURS}, rows that are new"] = best.take(is_new)
+        scores[f"{beaten}, rows that are new"] = judged[part][beaten].take(is_new)
+    others = {f"{name}, {OURS}": found[OURS] for name, found in judged.items() if name != part}
+    size = sum(parameter.numel() for parameter in fitted.model.parameters())
+    learning = sum(parameter.numel() for parameter in fitted.model.parameters() if parameter.requires_grad)
+    sections = {
+        "Result": _result(part, best, judged[part][beaten], beaten),
+        f"Scores on the {part} rows": scores_table(scores) + "\n\n" + _legend(best, judged[part].get(CHOSEN)),
+        "On the other rows": scores_table(others),
+        "Classes": class_table(best) + "\n\n" + confusion_table(best) + "\n\n![Judgement](judgement.png)",
+        "The surest mistakes": mistakes(best, rows),
+        "The rows": tell(parts._asdict(), fitted.lengths, fitted.num_cut),
+        "The model": f"`{config.model}`, {size:,} parameters, of which {learning:,} were trained; seed "
+                     f"{config.train.seed}; {fitted.train_s:.0f} s in training steps, {fitted.texts_per_s:,.0f} "
+                     "texts/s in prediction. All settings: run.toml.",
+    }
+    text = "# Classification\n" + "".join(f"\n## {name}\n\n{body}\n" for name, body in sections.items())
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    draw(folder / "judgement.png", best, {name: judgement for name, judgement in judged[part].items()
+                                          if name not in (OURS, CHOSEN, "majority")}, title=f"{part} rows")
+    results = {name: {who: judgement.numbers() for who, judgement in found.items()} for name, found in judged.items()}
+    (folder / "results.json").write_text(json.dumps(results, indent=1, default=float) + "\n", encoding="utf-8")
 
 
-def scores_table(judged: Mapping[str, Judgement]) -> str:
-    """One line of scores for each name."""
-    rows = []
-    for name, judgement in judged.items():
-        found = judgement.numbers()
-        rows.append([
-            name, str(found["rows"]), str(found["errors"]), percent(found["accuracy"]),
-            f"{percent(found['accuracy_low'])} to {percent(found['accuracy_high'])}", percent(found["f1_macro"]),
-            percent(found["precision"]), percent(found["recall"]), percent(found["f1"]), percent(found["roc_auc"]),
-            percent(found["pr_auc"]), f"{found['log_loss']:.4f}", percent(found["calibration_error"])])
-    return table(["", "rows", "errors", "accuracy", "95% interval", "F1 macro", "precision", "recall", "F1", "ROC-AUC",
-                  "PR-AUC", "log loss", "ECE"], rows)
+def judged_part(judged: Mapping[str, Any]) -> str:
+    """Test, or validation where there are no test rows."""
+    return "test" if "test" in judged else "val"
 
 
-def confusion_table(judgement: Judgement) -> str:
-    """True classes in rows, predicted ones in columns."""
-    names = list(judgement.names)
-    return table(["true \\ predicted", *names],
-                 [[name, *map(str, row)] for name, row in zip(names, judgement.table.tolist(), strict=True)])
+def strongest(judged: Mapping[str, Judgement]) -> str:
+    """The name of the best baseline, by its errors on these rows: the least favourable choice for the classifier."""
+    names = [name for name in judged if name not in (OURS, CHOSEN)]
+    return min(names, key=lambda name: judged[name].numbers()["errors"])
 
 
-def class_table(judgement: Judgement) -> str:
-    """Precision, recall and F1 of each class."""
-    found = judgement.numbers()["per_class"]
-    return table(["class", "rows", "precision", "recall", "F1"],
-                 [[name, str(row["count"]), percent(row["precision"]), percent(row["recall"]), percent(row["f1"])]
-                  for name, row in found.items()])
+def _result(part: str, ours: Judgement, theirs: Judgement, name: str) -> str:
+    found, other = ours.numbers(), theirs.numbers()
+    wins = int(((ours.predicted == ours.truth) & (theirs.predicted != theirs.truth)).sum())
+    losses = int(((ours.predicted != ours.truth) & (theirs.predicted == theirs.truth)).sum())
+    lines = [
+        f"Accuracy {percent(found['accuracy'])}% on {found['rows']} {part} rows ({found['errors']} errors; 95% "
+        f"interval {percent(found['accuracy_low'])} to {percent(found['accuracy_high'])}).",
+        f"The best baseline, {name}, has {percent(other['accuracy'])}% ({other['errors']} errors). Of the rows that "
+        f"only one of the two gets right the classifier has {wins}, the baseline {losses}; chance alone parts equals "
+        f"so far with a probability of {metrics.sign_test(wins, losses):.2g}.",
+    ]
+    if part == "val":
+        lines.append("There are no test rows: the checkpoint was chosen on these very rows, so the scores flatter it.")
+    return " ".join(lines)
 
 
-def mistakes(judgement: Judgement, rows: Labelled) -> str:
-    """The wrong predictions that the classifier is surest of: its faults, or those of the labels."""
-    wrong = np.flatnonzero(judgement.predicted != judgement.truth)
-    surest = wrong[np.argsort(-judgement.probabilities[wrong, judgement.predicted[wrong]], kind="stable")][:SHOWN]
-    if not len(surest):
-        return "None."
-    lines = [[rows.places[number], judgement.names[judgement.truth[number]],
-              judgement.names[judgement.predicted[number]],
-              f"{judgement.probabilities[number, judgement.predicted[number]]:.3f}", _short(rows.texts[number])]
-             for number in surest]
-    return table(["where", "label", "predicted", "probability", "text"], lines)
+def _legend(ours: Judgement, chosen: Judgement | None) -> str:
+    name = ours.names[ours.positive]
+    if chosen is None:
+        return (f"Shares in percent. Precision, recall and F1 are those of {name!r}; ROC-AUC and PR-AUC are means over "
+                "the classes, each against all others.")
+    return (f"Shares in percent; precision, recall, F1 and the areas are those of {name!r}. With the threshold, "
+            f"{name!r} is predicted from a probability of {chosen.threshold:.3f} on, which has the best F1 on "
+            "validation.")
 
 
-def shares(rows: Labelled) -> str:
-    """How many of each class."""
-    return ", ".join(f"{count:,} {name} ({count / len(rows):.1%})" for name, count in sorted(
-        Counter(rows.labels).items()))
+def write_summary(
+    folder: Path, found: Sequence[tuple[str, int, Mapping[str, Mapping[str, Judgement]]]]
+) -> dict[str, Any]:
+    """Write summary report.md and results.json of several fits, and return the numbers.
+
+    Fits of one seed, the folds, are put together: each row is then judged once for each seed.
+
+    Args:
+        folder: of the run.
+        found: of each fit its name, seed and what `judge_all` gave.
+    """
+    part = judged_part(found[0][2])
+    seeds = sorted({seed for _, seed, _ in found})
+    pooled: dict[int, dict[str, dict[str, Any]]] = {}
+    for seed in seeds:
+        fits = [judged[part] for _, of, judged in found if of == seed]
+        pooled[seed] = {who: pool([fit[who] for fit in fits]).numbers() for who in fits[0]}
+    names = list(pooled[seeds[0]])
+    lines = []
+    for who in names:
+        accuracy, f1 = ([pooled[seed][who][key] for seed in seeds] for key in ("accuracy", "f1"))
+        lines.append([who, percent(float(np.mean(accuracy))), spread(accuracy), percent(min(accuracy)),
+                      percent(max(accuracy)), percent(float(np.mean(f1))), spread(f1)])
+    rows = pooled[seeds[0]][OURS]["rows"]
+    text = "\n\n".join([
+        "# Classification, repeated",
+        f"{len(found)} fits: {len(seeds)} seeds, {len(found) // len(seeds)} for each. A line judges {rows} {part} rows "
+        f"for each seed. The spread is the standard deviation between seeds; chance in the "
+        f"choice of {rows} rows comes on top: 95% interval of the mean accuracy {_interval(pooled, seeds, rows)}.",
+        table(["", "accuracy, mean", "spread", "lowest", "highest", "F1, mean", "spread"], lines),
+        table(["seed", "errors", "accuracy", "F1"],
+              [[str(seed), str(pooled[seed][OURS]["errors"]), percent(pooled[seed][OURS]["accuracy"]),
+                percent(pooled[seed][OURS]["f1"])] for seed in seeds]),
+        "The reports of the single fits stand in their folders."])
+    (folder / "report.md").write_text(text + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(pooled, indent=1, default=float) + "\n", encoding="utf-8")
+    return {"mean": float(np.mean([pooled[seed][OURS]["accuracy"] for seed in seeds])), "rows": rows,
+            "errors": [pooled[seed][OURS]["errors"] for seed in seeds]}
 
 
-def write_report(path: Path, sections: Mapping[str, str], *, title: str) -> None:
-    """The sections under their headings."""
-    text = f"# {title}\n" + "".join(f"\n## {heading}\n\n{body.strip()}\n" for heading, body in sections.items())
-    path.write_text(text, encoding="utf-8")
+def _interval(pooled: Mapping[int, Any], seeds: Sequence[int], rows: int) -> str:
+    mean = float(np.mean([pooled[seed][OURS]["accuracy"] for seed in seeds]))
+    low, high = metrics.wilson(round(mean * rows), rows)
+    return f"{percent(low)} to {percent(high)}"
 
 
-def _short(text: str) -> str:
-    plain = " ".join(text.split())
-    return plain if len(plain) <= 160 else plain[:157] + "..."
+def pool(judgements: Sequence[Judgement]) -> Judgement:
+    """The rows of several judgements as one. Thresholds that differ are applied before."""
+    first = judgements[0]
+    together = np.concatenate([judgement.probabilities for judgement in judgements])
+    if first.threshold is not None:   # shift each so that its threshold becomes one half
+        together = np.concatenate([_shifted(judgement) for judgement in judgements])
+    truth = np.concatenate([judgement.truth for judgement in judgements])
+    return Judgement(truth, together, first.names, first.positive)
 
 
-def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation between the values (NaN for one), lowest and highest."""
-    array = np.array(values, dtype=float)
-    return {"mean": float(array.mean()), "std": float(array.std(ddof=1)) if len(array) > 1 else float("nan"),
-            "lowest": float(array.min()), "highest": float(array.max())}
+def _shifted(judgement: Judgement) -> np.ndarray:
+    """Probabilities moved along the log-odds until the threshold's prediction is the most probable class."""
+    assert judgement.threshold is not None
+    belief = np.clip(judgement.probabilities[:, judgement.positive], 1e-12, 1 - 1e-12)
+    threshold = min(max(judgement.threshold, 1e-12), 1 - 1e-12)
+    odds = belief / (1 - belief) * (1 - threshold) / threshold
+    shifted = np.empty_like(judgement.probabilities)
+    shifted[:, judgement.positive] = odds / (1 + odds)
+    shifted[:, 1 - judgement.positive] = 1 / (1 + odds)
+    return shifted
+
+
+def spread(values: Sequence[float]) -> str:
+    """The standard deviation of shares in points, or a dash for a single one."""
+    return percent(float(np.std(values, ddof=1))) if len(values) > 1 else "-"

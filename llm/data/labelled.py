@@ -145,7 +145,7 @@ def _rows_of(path: Path, reader: Any, columns: Columns) -> Iterator[Row]:
         if min(places) < 0:
             raise ValueError(f"column {min(places) + 1}: columns of a file without a header are numbered from 1")
     else:
-        header = next(reader, [])
+        header: list[str] = next(reader, [])
         places = [header.index(name) for name in find_columns(path, header, wanted)]
         width = len(header)
     line = reader.line_num

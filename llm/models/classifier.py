@@ -66,6 +66,20 @@ class Classifier(nn.Module):
         """The decoder's architecture."""
         return self.decoder.config
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder's, which `torch.compile` takes one by one."""
+        return self.decoder.blocks
+
+    @property
+    def use_checkpointing(self) -> bool:
+        """Whether the decoder recomputes each block in the backward."""
+        return self.decoder.use_checkpointing
+
+    @use_checkpointing.setter
+    def use_checkpointing(self, value: bool) -> None:
+        self.decoder.use_checkpointing = value
+
     def forward(
         self, input_ids: Tensor, lengths: Tensor, *, targets: Tensor | None = None, is_left_padded: bool = False
     ) -> Judged:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.classification.config import ClassifyConfig
+from llm.classification.config import ClassifyConfig, ObjectiveConfig, fine_recipe
 from llm.config import load
 from llm.data.labelled import LABELLED_SUFFIXES, Labelled, read_labelled
 from llm.data.labelled_sets import Parts, check_labels, divide_rows, load_parts
@@ -19,7 +19,6 @@ from llm.tasks.pretrain import is_folder
 from llm.train.run import find_run, keep_settings, open_run, record_environment
 
 if TYPE_CHECKING:
-    from llm.classification.fit import Fitted
     from llm.classification.judge import Judgement
     from llm.runtime import World
 
@@ -28,8 +27,16 @@ log = logging.getLogger("llm.tasks.classify")   # started as a command, __name__
 
 def parse(argv: Sequence[str] | None = None) -> ClassifyConfig:
     """The settings that a command line asks for."""
-    return load(ClassifyConfig, argv, prog="python -m llm.tasks.classify", choose_model=choose_architecture,
+    return load(ClassifyConfig, argv, prog="python -m llm.tasks.classify", choose_model=choose_model,
                 resume_file=lambda name: find_run("classify", name) / "run.toml")
+
+
+def choose_model(name: str) -> Mapping[str, Any]:
+    """What `--model` fixes: the architecture, and for weights that know a language already how they are trained on."""
+    fixed = choose_architecture(name)
+    if not is_folder(name):
+        return fixed
+    return {**fixed, "train": fine_recipe(), "objective": ObjectiveConfig(warm_up=0, language=0.0, tune="last-2")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.predict is not None:
         return predict(config)
     world = start(device=config.train.device, precision=config.train.precision, threads=config.train.threads,
-                  parallel="none")
+                  parallel=config.train.parallel)
     with open_run("classify", config.run, world) as folder:
         stop_signal = classify(config, folder, world)
     print(folder, flush=True)
@@ -49,23 +56,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def classify(config: ClassifyConfig, folder: Path, world: "World") -> int | None:
     """Train, judge and report in a run folder; returns the signal that ended it early, if one did."""
     from llm.classification.fit import fit
+    from llm.classification.report import OURS, judge_all, judged_part, write_report, write_summary
 
     parts = load_parts(config.data)
+    positive = positive_class(config, parts)
     record_environment(folder, hashes={"data": fingerprint(parts)})
     keep_settings(folder, config)
-    found: list[dict[str, dict[str, Any]]] = []
+    done = []
     for name, seed, job in jobs(config, parts):
         settings = replace(config, train=replace(config.train, seed=seed))
         fitted = fit(settings, job, folder / name, world, is_folder=is_folder(config.model))
         if fitted.stop_signal is not None:
             return fitted.stop_signal
-        judged = judge(settings, job, fitted)
-        write_predictions(folder / name / "predictions.csv", job, judged)
-        found.append({part: judgement.numbers() for part, judgement in judged.items()})
-        last = found[-1].get("test", found[-1]["val"])
-        log.info("%s: %d errors in %d rows, accuracy %.2f%%, %.0f s", name or "test", last["errors"], last["rows"],
-                 100 * last["accuracy"], fitted.train_s)
-    (folder / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        judged = judge_all(settings, job, fitted, positive)
+        write_report(folder / name, settings, job, fitted, judged)
+        write_predictions(folder / name / "predictions.csv", job, {part: found[OURS] for part, found in judged.items()})
+        done.append((name, seed, judged))
+        part = judged_part(judged)
+        for who, judgement in judged[part].items():
+            found = judgement.numbers()
+            log.info("%s%s: %s %.2f%% right, %d errors in %d rows", f"{name}, " if name else "", part, who,
+                     100 * found["accuracy"], found["errors"], found["rows"])
+    if len(done) > 1:
+        found = write_summary(folder, done)
+        log.info("mean accuracy %.2f%%, errors of each seed in %d rows: %s", 100 * found["mean"], found["rows"],
+                 ", ".join(map(str, found["errors"])))
     return None
 
 
@@ -85,19 +100,6 @@ def jobs(config: ClassifyConfig, parts: Parts) -> Iterator[tuple[str, int, Parts
             job = Parts(train, val, test)
             check_labels(job)
             yield f"seed-{seed}_fold-{number + 1}", seed, job
-
-
-def judge(config: ClassifyConfig, parts: Parts, fitted: "Fitted") -> "dict[str, Judgement]":
-    """The judgement of each part that has rows, with a threshold chosen on validation for two classes."""
-    import numpy as np
-
-    from llm.classification.judge import Judgement
-
-    names = parts.names
-    positive = positive_class(config, parts)
-    truth = {name: np.array([names.index(label) for label in part.labels]) for name, part in parts._asdict().items()}
-    return {name: Judgement(truth[name], fitted.probabilities[name], names, positive) for name in truth
-            if len(truth[name])}
 
 
 def positive_class(config: ClassifyConfig, parts: Parts) -> int:

@@ -2,12 +2,19 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+import llm
+from llm.checkpoint import load_classifier
 from llm.tasks import classify
+from llm.tokenizers.tokenizer import Tokenizer
+from tests.conftest import TINY as TINY_MODELS
+from tests.conftest import random_model
 
 TINY = ["--num-layers", "1", "--num-heads", "1", "--num-kv-heads", "1", "--dim", "8", "--mlp-dim", "8", "--tokenizer",
         "byte", "--epochs", "1", "--warm-up", "1", "--batch-size", "4", "--threads", "1", "--device", "cpu"]
@@ -42,4 +49,104 @@ def test_a_run_can_be_used_and_says_again_what_it_said(capsys: pytest.CaptureFix
 
 def test_the_default_needs_no_file() -> None:
     assert run("--out", "run", "--context", "16", "--batch-size", "64") == 0
-    assert json.loads(Path("run/results.json").read_text(encoding="utf-8"))[0]["test"]["rows"] > 100
+    assert json.loads(Path("run/results.json").read_text(encoding="utf-8"))["test"]["majority"]["rows"] > 100
+
+def test_a_file_of_new_texts_is_labelled(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--data", "rows.csv", "--out", "run")
+    Path("new.jsonl").write_text('{"body": "tea for you"}\n{"body": "\\n"}\n{"body": "cash for you"}\n', "utf-8")
+    capsys.readouterr()
+    assert classify.main(["--predict", "new.jsonl", "--text-column", "body", "--model", "run", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[2] for line in lines] == ["tea for you", "cash for you"]
+
+
+def test_the_report_tells_of_baselines_mistakes_and_rows() -> None:
+    run("--data", "rows.csv", "--out", "run", "--balance", "weights", "--positive", "ham")
+    report = Path("run/report.md").read_text(encoding="utf-8")
+    for words in ("The best baseline, ", "## Scores on the test rows", "| Naive Bayes, characters | 8 |", "of 'ham'",
+                  "the same, threshold from validation", "## The surest mistakes", "earlier part"):
+        assert words in report, words
+    assert Path("run/judgement.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(Path("run/results.json").read_text(encoding="utf-8"))
+    assert set(found) == {"train", "val", "test"} and found["test"]["this classifier"]["rows"] == 8
+
+
+def test_folds_judge_every_row_once_for_each_seed() -> None:
+    run("--data", "rows.csv", "--out", "run", "--folds", "2", "--seeds", "2", "--warm-up", "0")
+    found = json.loads(Path("run/results.json").read_text(encoding="utf-8"))
+    assert set(found) == {"1", "2"}
+    assert all(found[seed]["this classifier"]["rows"] == 40 for seed in found)
+    judged = []
+    for fold in ("1", "2"):
+        with open(f"run/seed-2_fold-{fold}/predictions.csv", encoding="utf-8", newline="") as file:
+            judged += [(row["place"], row["label"] == row["predicted"]) for row in csv.DictReader(file)
+                       if row["part"] == "test"]
+    assert len({place for place, _ in judged}) == 40
+    assert sum(not is_right for _, is_right in judged) == found["2"]["this classifier"]["errors"]
+
+
+def test_a_resumed_run_ends_as_an_unbroken_one() -> None:
+    argv = ["--data", "rows.csv", "--save-every", "3", "--keep", "0", "--dropout", "0.1", "--eval-every", "3"]
+    run(*argv, "--out", "unbroken")
+    run(*argv, "--out", "broken")
+    for newest in sorted(Path("broken/checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(newest)
+    Path("broken/report.md").unlink()
+    assert classify.main(["--resume", "broken"]) == 0
+    for name in ("predictions.csv", "results.json"):
+        assert Path("broken", name).read_bytes() == Path("unbroken", name).read_bytes()
+    assert Path("broken/report.md").exists()
+
+
+@pytest.mark.parametrize(("tune", "learning"), [
+    ("head", ["score"]), ("last-block", ["blocks.1.", "final_norm", "score"]),
+    ("last-2", ["blocks.0.", "blocks.1.", "final_norm", "score"])])
+def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
+    config = {**vars(TINY_MODELS["llama"]), "vocab_size": 257, "context_length": 64}
+    llm.save(random_model(llm.QwenConfig(**config)), "base", tokenizer=Tokenizer.byte_level())
+    assert classify.main(["--model", "base", "--tune", tune, "--data", "rows.csv", "--epochs", "1", "--device", "cpu",
+                          "--threads", "1", "--out", "run"]) == 0
+    model, tokenizer = load_classifier("run")
+    assert tokenizer is not None and tokenizer.pad_id == model.pad_id == 257 and tokenizer.eos_id == 256
+    base = llm.load("base")[0].state_dict()
+    for name, after in model.decoder.state_dict().items():
+        before = base[name] if name != "embed.weight" else torch.cat([base[name], torch.zeros(1, 16)])
+        assert torch.equal(after, before) is not any(part in name for part in learning), name
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--predict", "hi"], "--predict needs --model RUN"),
+    (["--predict", " ", "--model", "base"], "--predict is empty"),
+    (["--predict", "hi", "--model", "base"], "holds no classifier"),
+    (["--positive", "eggs"], "--positive eggs is not one of the labels ham, spam"),
+    (["--tune", "last-0"], "tune='last-0' is not one of head"),
+    (["--tune", "last-9"], "--tune last-9: the model has only 1 blocks"),
+    (["--tokenizer", "char"], "--tokenizer char cannot read a character"),
+    (["--model", "base", "--tokenizer", "gpt2"], "brings its own tokenizer; leave --tokenizer out"),
+    (["--model", "bare"], "--model bare has no tokenizer.json"),
+    (["--seeds", "0"], "seeds=0 must be at least 1"),
+    (["--folds", "1"], "folds=1 must be 2 or more"),
+    (["--context", "0"], "context=0 must be at least 1"),
+    (["--warm-up", "-1"], "warm_up=-1 must be at least 0"),
+    (["--label-smoothing", "1"], "label_smoothing=1.0 must lie in"),
+    (["--data", "nowhere.csv"], "there is no such file or folder, nor a data set of this name"),
+])
+def test_what_cannot_be_done_says_why(argv: list[str], message: str) -> None:
+    config = llm.QwenConfig(**{**vars(TINY_MODELS["llama"]), "vocab_size": 257})
+    llm.save(random_model(config), "base", tokenizer=Tokenizer.byte_level())
+    llm.save(random_model(config), "bare")
+    start = [] if "--model" in argv else TINY if "--tokenizer" not in argv else TINY[: TINY.index("--tokenizer")]
+    data = [] if "--data" in argv else ["--data", "rows.csv"]
+    with pytest.raises(ValueError, match=message):
+        classify.main([*start, *data, "--device", "cpu", *argv])
+
+
+def test_the_books_recipe_has_the_books_settings() -> None:
+    config = classify.parse(["--config", "book-ch06"])
+    train = config.train
+    assert (train.epochs, train.batch_size, train.lr, train.weight_decay, train.clip, train.dropout, train.schedule,
+            train.warmup, train.seed, train.optimizer) == (5, 8, 5e-5, 0.1, 0.0, 0.0, "constant", 0, 123, "adamw")
+    assert (train.beta1, train.beta2) == (0.9, 0.999)
+    assert (config.objective.tune, config.context, config.tokenizer) == ("last-block", 120, "gpt2")
+    assert (config.architecture.dim, config.architecture.num_layers) == (768, 12)
+    assert classify.parse(["--config", "spam-scratch"]).data.data == "sms-spam-balanced"
