@@ -142,13 +142,10 @@ def load(
 def load_classifier(
     path: str | Path, *, device: torch.device | str = "cpu", dropout: float = 0.0
 ) -> tuple[Classifier, Tokenizer | None]:
-    """Read a classifier and its tokenizer, from where `load` reads; also those of transformers for our families.
-
-    Args:
-        path, device, dropout: as in `load`.
+    """Read a classifier and its tokenizer, ours or transformers'; arguments, result and errors as of `load`.
 
     Raises:
-        ValueError: as `load`, and if the folder holds no classifier.
+        ValueError: also if the folder holds no classifier.
     """
     folder = find_checkpoint(path)
     table = {} if is_gguf(folder) else _read_json(folder / "config.json")

@@ -166,10 +166,9 @@ class Trainer:
     @property
     def is_finished(self) -> bool:
         """Whether all steps are done, or validations have stopped getting better."""
-        state, every = self.state, self.config.eval_every
-        is_out_of_patience = self.config.patience > 0 and state.best_step is not None and every > 0 and (
-            state.step // every - state.best_step // every >= self.config.patience)
-        return state.step >= self.total_steps or is_out_of_patience
+        state, patience_steps = self.state, self.config.patience * self.config.eval_every
+        is_out = patience_steps and state.best_step is not None and state.step >= state.best_step + patience_steps
+        return bool(is_out) or state.step >= self.total_steps
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step of the plan; returns its row for the loggers."""

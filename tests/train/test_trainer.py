@@ -618,3 +618,19 @@ def test_compiled_training_agrees_with_eager(tmp_path: Path) -> None:
     assert "is compiled [True, True]" in done.stdout
     assert "without it" not in done.stderr
     assert float(done.stdout.split()[-1]) == pytest.approx(total_after_three_steps(), rel=1e-5)
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better_and_a_resumed_one_at_the_same_step(tmp_path: Path) -> None:
+    """With a huge learning rate the first validation stays the best."""
+    steps = []
+    for resume in (False, True):
+        config = llm.TrainConfig(steps=100, batch_size=4, lr=10.0, warmup=0, eval_every=2, patience=3, device="cpu",
+                                 precision="fp32")
+        model = llm.GPT(TINY["gpt"], generator=torch.Generator().manual_seed(0))   # type: ignore[arg-type]
+        trainer = llm.Trainer(model, llm.NextToken(), train=windows(), val=windows(100, is_shifted=False),
+                              config=config, folder=tmp_path)
+        assert trainer.resume() is resume if resume else True
+        state = trainer.fit()
+        steps.append(state.step)
+        assert state.best_step is not None and state.step == state.best_step + 6 < 100
+    assert steps[0] == steps[1]
