@@ -130,10 +130,10 @@ def load(
     if is_gguf(folder):
         model, tokenizer = gguf.load(folder, dropout=dropout)
         return model.to(device, dtype).eval(), tokenizer
+    model = _empty(folder, dropout)
     if hf_config.classifier_labels(_read_json(folder / "config.json")) is not None:
         raise ValueError(f"{folder} holds a classifier, which writes no text; use it with "
                          "llm.tasks.classify --predict, or load_classifier")
-    model = _empty(folder, dropout)
     state = huggingface.state_for(model, TensorFiles(folder), dtype=dtype, device=device)
     model.load_state_dict(state, assign=True)
     return model.eval(), _tokenizer_of(folder)
@@ -148,7 +148,8 @@ def load_classifier(
         ValueError: also if the folder holds no classifier.
     """
     folder = find_checkpoint(path)
-    table = {} if is_gguf(folder) else _read_json(folder / "config.json")
+    has_config = not is_gguf(folder) and (folder / "config.json").is_file()
+    table = _read_json(folder / "config.json") if has_config else {}
     if (labels := hf_config.classifier_labels(table)) is None:
         raise ValueError(f"{folder} holds no classifier; train one with llm.tasks.classify --model {path}")
     model = Classifier(_empty(folder, dropout), labels=labels, pad_id=table.get("pad_token_id"))

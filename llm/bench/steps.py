@@ -109,7 +109,8 @@ def head_memory(job: Job) -> int:
                          requires_grad=True)
     weight = torch.zeros(shape, device=world.device, requires_grad=True)
     targets = torch.zeros(job.batch_size, job.context, dtype=torch.int64, device=world.device)
-    return peak_allocation(lambda: next_token_loss_sum(hidden, weight, targets).backward(), world.device)
+    return peak_allocation(lambda: torch.autograd.grad(next_token_loss_sum(hidden, weight, targets), (hidden, weight)),
+                           world.device)
 
 
 def smallest(architecture: ModelConfig) -> ModelConfig:

@@ -74,8 +74,8 @@ def test_the_aux_loss_is_the_same_in_one_batch_and_in_pieces() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "muon"}, {"activation_checkpointing": True}])
 def test_experts_learn_and_their_health_is_in_the_metrics(settings: dict[str, object], tmp_path: Path) -> None:
-    config = llm.TrainConfig(steps=6, batch_size=8, lr=1e-2, device="cpu", precision="fp32", eval_every=6, balance=0.1,
-                             router_z=0.001, **settings)   # type: ignore[arg-type]
+    config = llm.TrainConfig(steps=6, batch_size=8, lr=1e-2, device="cpu", precision="fp32", eval_every=6,
+                             **settings)   # type: ignore[arg-type]
     model = build_model(tiny(), generator=torch.Generator().manual_seed(0))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     trainer = llm.Trainer(model, llm.NextToken(balance=0.1, router_z=0.001), train=windows(),
