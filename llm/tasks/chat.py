@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         opened.model, opened.tokenizer, template=config.template, system=config.system, seed=config.seed,
         max_new_tokens=config.max_new_tokens, stop_strings=config.stop, **vars(config.sampling),
     )
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")   # here: it is refused once a line has been read ahead
     say(f"{opened.name}\n/help lists what you can do besides talking; Ctrl-C stops an answer, Ctrl-D ends.")
     Terminal(conversation).run()
     return 0
@@ -195,8 +197,6 @@ def read_line(prompt: str) -> str | None:
         The line without its end, None when there are no more.
     """
     if not sys.stdin.isatty():
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="replace")
         line = sys.stdin.readline()
         return line.rstrip("\r\n") if line else None
     with contextlib.suppress(ImportError):   # Windows has its own

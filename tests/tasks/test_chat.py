@@ -34,9 +34,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "model"
 
 
-def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, *argv: Any) -> tuple[str, str]:
+def talk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str | bytes, *argv: Any
+) -> tuple[str, str]:
     """What the command prints when it reads a text from a pipe: answers, notices."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    data = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))   # reads ahead, as a pipe
     settings = ["--device", "cpu", "--dtype", "fp32", "--threads", "1", "--max-new-tokens", "8"]
     assert chat.main([*settings, "--model", "model", *map(str, argv)]) == 0
     captured = capsys.readouterr()
@@ -55,6 +58,13 @@ def test_each_message_gets_an_answer_and_a_seed_repeats_them(
     assert talk(monkeypatch, capsys, "Hello\nwhat is tea?\n")[0] == out
     assert talk(monkeypatch, capsys, "Hello\nwhat is tea?\n", "--seed", 2)[0] != out
     assert talk(monkeypatch, capsys, "Hello\nwhat is tea?\n", "--temperature", 3)[0] != out
+
+
+def test_a_line_of_a_pipe_that_is_not_utf_8_is_answered_too(
+    folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = talk(monkeypatch, capsys, b"Hello\nt\xe9\n/show\n")
+    assert out and "t\ufffd" in err
 
 
 def test_every_command(folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
