@@ -58,6 +58,9 @@ def load_corpus(config: DataConfig, *, tokenizer: Tokenizer | None = None) -> Co
     if (path / "train.bin").is_file():   # a folder of `prepare`
         config = replace(config, val=config.val or str(path / "val.bin"))
         path = path / "train.bin"
+    if config.val is not None and config.val_fraction != DataConfig().val_fraction:
+        raise ValueError(f"--val-fraction {config.val_fraction} has no effect, since {config.val} is the validation "
+                         "part; leave it out, or give data that is not divided yet")
     if config.val is not None and _is_token_file(path) != _is_token_file(existing_path(config.val, "--val")):
         raise ValueError(f"--data {path} and --val {config.val}: one is a token file, the other is text; give both as "
                          "token files (.bin) or both as text")

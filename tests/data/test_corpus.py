@@ -139,6 +139,7 @@ def test_characters_that_the_model_has_never_seen_are_named(tmp_path: Path) -> N
     ({"data": "tokens.bin", "val": "text.txt"}, "one is a token file, the other is text; give both as"),
     ({"data": "tokens.bin", "tokenizer": "char"}, "--tokenizer char is learned from a text"),
     ({"raw_dtype": "uint16"}, "--raw-dtype uint16 is for streams of ids, files that end in .bin; text.txt is"),
+    ({"val": "text.txt", "val_fraction": 0.2}, "--val-fraction 0.2 has no effect, since text.txt is the validation"),
     ({"tokenizer": "chra"}, "--tokenizer chra is none of char, byte, bpe:SIZE"),
     ({"data": "short.txt", "tokenizer": "char"}, "short.txt gives 1 token for validation"),
     ({"data": "one.bin"}, "one.bin gives 0 tokens for training"),
