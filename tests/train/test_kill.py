@@ -144,7 +144,7 @@ def kill_again_and_again(place: Path, *, kills: int, seed: int, steps: int) -> d
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alone(tmp_path: Path) -> None:
-    hits = kill_again_and_again(tmp_path, kills=3, seed=1, steps=40)
+    hits = kill_again_and_again(tmp_path, kills=4, seed=1, steps=60)
     assert hits["kills"] and hits["inside a save"]
 
 

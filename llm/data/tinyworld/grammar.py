@@ -7,7 +7,7 @@ this text. Both run the same program: what the one can write the other can read,
 the sum over its readings of the product of the choices' probabilities.
 
 Left out: what a story is about (`plots.py`), which words there are (`lexicon.toml`, `en.toml`, `zh.toml`).
-Read next: `world.py`, then `plots.py`.
+Read next: `world.py`, then `story.py`.
 """
 
 import bisect
@@ -15,6 +15,7 @@ import itertools
 import math
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -179,7 +180,7 @@ class Stuck(Exception):
         self.roles = dict(roles)
 
 
-class Teller:
+class Teller(ABC):
     """What a program sees: `say` writes or reads a sentence and tells which words it has.
 
     Attributes:
@@ -218,10 +219,11 @@ class Teller:
         pool = self.language.pools[category(role)]
         return pool if role[-1].isalpha() else pool.without(*values.values(), *self.cast.values())
 
+    @abstractmethod
     def _choose(
         self, beats: tuple[str, ...], new: Mapping[str, AnyPool]
     ) -> tuple[Template, dict[str, Entry], float]:
-        raise NotImplementedError
+        """A template of the beats, a word for each role that it mentions, and the log-probability of the choice."""
 
 
 class Writer(Teller):

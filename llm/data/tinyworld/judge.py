@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from llm.data.tinyworld.grammar import Language, Stuck, Template, category, readings
 from llm.data.tinyworld.language import corner, load
-from llm.data.tinyworld.plots import ROLE_POOLS, Story, tell
+from llm.data.tinyworld.plots import tell
+from llm.data.tinyworld.story import ROLE_POOLS, Story
 
 Words = tuple[tuple[str, str, str], ...]   # (role, form, what the text says) of each slot
 

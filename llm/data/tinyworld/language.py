@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from llm.data.tinyworld.grammar import Entry, Language, Pool, Template, category
-from llm.data.tinyworld.plots import MOODS
+from llm.data.tinyworld.story import MOODS
 
 LANGUAGES = ("en", "zh")
 COMMON_BEATS = ("open", "detail", "around", "feel.hero", "feel.friend", "end")

@@ -15,8 +15,8 @@ from typing import TypedDict
 from llm.data.tinyworld.grammar import Entry, Language, Pool, Template
 from llm.data.tinyworld.judge import language_of, read
 from llm.data.tinyworld.language import load, load_tasks
-from llm.data.tinyworld.plots import Story
 from llm.data.tinyworld.stories import languages, stream, write
+from llm.data.tinyworld.story import Story
 from llm.data.tinyworld.world import Fact
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from llm.data.tinyworld.grammar import Language, Writer
 from llm.data.tinyworld.language import LANGUAGES, corner, load
-from llm.data.tinyworld.plots import Story, tell
+from llm.data.tinyworld.plots import tell
+from llm.data.tinyworld.story import Story
 
 PURPOSES = ("stories", "questions", "preferences", "messages")
 

@@ -4,7 +4,7 @@ Every act checks that the world permits it (one can only hand over what one has,
 facts behind, from which `questions.py` makes its questions. An act that is not permitted is a mistake of the program
 that tells the story, never of a text: hence assertions.
 
-Left out: words. Read next: `plots.py`.
+Left out: words. Read next: `story.py`.
 """
 
 from dataclasses import dataclass, field
