@@ -105,7 +105,7 @@ def test_probabilities_of_a_tiny_world_sum_to_one_and_no_text_is_written_twice()
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_reading_finds_exactly_the_choices_that_wrote_the_story(language: str) -> None:
-    for writer in written(language, 100):
+    for writer in written(language, 300):
         complete, _ = readings(load(language), writer.text, tell)
         assert len(complete) == 1   # injective: no second way to write it
         assert math.isclose(complete[0][0].log_prob, writer.log_prob, abs_tol=1e-9)

@@ -41,7 +41,7 @@ def naive_merges(words, num_merges, avoid=()):
 def english():
     from pydoc_data import topics
 
-    return list(topics.topics.values())[::4]
+    return list(topics.topics.values())
 
 
 def chinese():
@@ -57,7 +57,7 @@ def code():
     import inspect
     import typing
 
-    return [inspect.getsource(module) for module in (argparse, typing)]
+    return [inspect.getsource(module) for module in (argparse, inspect, random, typing)]
 
 
 def noise():
@@ -84,10 +84,10 @@ def tokenizers_merges(texts, vocab_size, pattern, special_tokens=()):
 @pytest.mark.parametrize("texts", [english, chinese, code, noise])
 def test_merges_are_those_of_tokenizers(texts, pattern):
     specials = ["<|endoftext|>", "<pad>"]
-    ours = bpe.train(texts(), 1_200, pattern=pattern, special_tokens=specials)
+    ours = bpe.train(texts(), 1_500, pattern=pattern, special_tokens=specials)
     spelled = [(bpe.spell(left), bpe.spell(right)) for left, right in ours]
-    assert len(ours) == 1_200 - 256 - 2
-    assert spelled == tokenizers_merges(texts(), 1_200, pattern, specials)
+    assert len(ours) == 1_500 - 256 - 2
+    assert spelled == tokenizers_merges(texts(), 1_500, pattern, specials)
 
 
 def test_merges_are_those_of_counting_anew_each_time():
@@ -135,8 +135,8 @@ def test_memory_of_counting_is_bounded_by_the_distinct_words():
 
 
 @pytest.mark.parametrize("letters", ["a", "ab", "abcdefghijklmnopqrstuvwxyz", " ", "\0"])
-def test_one_word_of_many_letters_takes_no_time(letters):
-    text = "".join(random.Random(0).choices(letters, k=200_000))   # quadratic would be minutes
+def test_one_word_of_a_million_letters_takes_seconds(letters):
+    text = "".join(random.Random(0).choices(letters, k=1_000_000))
     merges = bpe.train([text], 1_000)
     assert len(merges) == len(set(merges)) > 10
 

@@ -79,12 +79,12 @@ def test_show_prints_each_token_readably(capsys):
 
 
 @pytest.mark.parametrize("letters", ["a", " ", "\n", "\r\n ", "'", "A", "ſ", "是", "1", "\u0301", "😀"])
-def test_a_long_run_of_one_character_takes_no_time(letters):
-    text = "x" + letters * (200_000 // len(letters.encode())) + "x"
+def test_a_megabyte_of_one_character_takes_seconds(letters):
+    text = "x" + letters * (1_000_000 // len(letters.encode())) + "x"
     for tokenizer in (trained("cl100k", 300), trained("o200k", 300)):
         start = time.process_time()
         ids = tokenizer.encode(text)
-        assert time.process_time() - start < 2   # 0.05 here; quadratic would be minutes
+        assert time.process_time() - start < 10   # quadratic would be hours
         assert tokenizer.decode(ids) == text
 
 

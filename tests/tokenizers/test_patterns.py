@@ -12,7 +12,7 @@ PUBLISHED = PUBLISHED_ELSEWHERE | {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_patterns_split_like_their_published_forms(name, random_text):
-    for seed in range(500):
+    for seed in range(1_000):
         text = random_text(seed)
         assert patterns.split(text, name) == regex.findall(PUBLISHED[name], text)
 
@@ -27,7 +27,7 @@ def test_patterns_split_like_the_pre_tokenizers_of_hugging_face(name, random_tex
         split = pre.ByteLevel(add_prefix_space=False)
     elif name == "digits":
         split = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
-    for seed in range(500):
+    for seed in range(1_000):
         text = random_text(seed)
         ends = [end for _, (_, end) in split.pre_tokenize_str(text)]
         words = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]

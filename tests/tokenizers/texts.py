@@ -1,6 +1,5 @@
 """Texts made to trip a tokenizer, from seeds, and the comparison with AutoTokenizer."""
 
-import os
 import random
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -11,7 +10,7 @@ import pytest
 
 from llm.tokenizers.tokenizer import Tokenizer
 
-MANY = int(os.environ.get("LLM_STRINGS", "4000"))   # of the slow comparisons; 40000 takes half a minute for each
+MANY = 40_000   # strings of the slow comparisons
 ALPHABETS = [
     "ab",                                              # ties and overlapping pairs
     " \t\n\r\u00a0\u3000",                             # space of every kind
