@@ -84,6 +84,10 @@ def lose_a_slot() -> None:
     save_file(tensors, path)
 
 
+def lose_all_slots() -> None:
+    save_file({}, f"{STEP}/trainer/optimizer.safetensors")
+
+
 def nothing() -> None:
     pass
 
@@ -210,6 +214,8 @@ RESUME: list[tuple[str, Prepare, str, int, str]] = [
      "exp_avg, exp_avg_sq, step, but Muon keeps momentum_buffer; go on with the optimizer that the run was made with"),
     ("half of an optimizer's state", lose_a_slot, "--resume run", 1, "holds exp_avg, step, but AdamW keeps exp_avg, "
      "exp_avg_sq, step; go on with"),
+    ("no optimizer's state", lose_all_slots, "--resume run", 1, "optimizer state is empty after 2 steps, so the "
+     "checkpoint is damaged; delete its folder"),
     ("damaged random state", replaced(f"{STEP}/trainer/state.json", b'"cpu": "', b'"cpu": "AAAA'),
      "--resume run", 1, "the saved state of the random numbers is damaged"),
 ]

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -144,7 +145,7 @@ def predict(config: ClassifyConfig) -> int:
     if not is_folder(config.model):
         raise ValueError(f"--predict needs --model RUN, a classifier's run or folder, not {config.model!r}")
     path = Path(config.predict)
-    if path.suffix.lower() in LABELLED_SUFFIXES:
+    if path.suffix.lower() in LABELLED_SUFFIXES or os.path.isfile(path):   # False for a text too long for a path
         columns = replace(config.data.columns, label=None)
         rows = read_labelled(path, columns)
     elif config.predict.strip():

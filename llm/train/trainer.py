@@ -287,6 +287,9 @@ class Trainer:
             if state.place >= self.loader.num_steps(state.epoch):
                 raise ValueError(f"the saved place={state.place} is beyond the epoch's end, so the checkpoint is "
                                  "damaged; delete its folder to go on with the one before")
+            if state.step > state.skipped and not tensors:
+                raise ValueError(f"the saved optimizer state is empty after {state.step} steps, so the checkpoint is "
+                                 "damaged; delete its folder to go on with the one before")
             for what, before, now in (("process(es)", saved["world_size"], self.world.size),
                                       ("precision", saved["precision"], self.world.precision)):
                 if before != now:

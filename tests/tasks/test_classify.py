@@ -118,6 +118,8 @@ def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
     (["--predict", "hi"], "--predict needs --model RUN"),
     (["--predict", " ", "--model", "base"], "--predict is empty"),
     (["--predict", "hi", "--model", "base"], "holds no classifier"),
+    (["--predict", "rows.md", "--model", "base"], "rows.md: labelled texts are read from .csv, .tsv, .jsonl, .parquet"),
+    (["--predict", "hi " * 5000, "--model", "base"], "holds no classifier"),
     (["--positive", "eggs"], "--positive eggs is not one of the labels ham, spam"),
     (["--tune", "last-0"], "tune='last-0' is not one of head"),
     (["--tune", "last-9"], "--tune last-9: the model has only 1 blocks"),
@@ -135,6 +137,7 @@ def test_what_cannot_be_done_says_why(argv: list[str], message: str) -> None:
     config = llm.QwenConfig(**{**vars(TINY_MODELS["llama"]), "vocab_size": 257})
     llm.save(random_model(config), "base", tokenizer=Tokenizer.byte_level())
     llm.save(random_model(config), "bare")
+    Path("rows.md").write_text("hi", encoding="utf-8")
     start = [] if "--model" in argv else TINY if "--tokenizer" not in argv else TINY[: TINY.index("--tokenizer")]
     data = [] if "--data" in argv else ["--data", "rows.csv"]
     with pytest.raises(ValueError, match=message):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -132,8 +131,8 @@ def test_sigterm_to_one_process_saves_and_stops_all() -> None:
     assert (state["world_size"], len(state["rng"])) == (2, 2)
     assert f"stopped by SIGTERM after step {step} of 100000" in err
     assert our_errors(err) == []
-    # torchrun ends the other one as soon as one has gone: rarely in the middle of its shutdown, and then names that one
-    assert re.search(rf"exitcode  : ({128 + signal.SIGTERM}|-{signal.SIGABRT:d}) ", err), err
+    # torchrun ends the other one as soon as one has gone
+    assert f"exitcode  : {128 + signal.SIGTERM} " in err, err
 
 
 def _environment(process: Path) -> dict[str, str]:

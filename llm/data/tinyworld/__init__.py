@@ -6,9 +6,9 @@
 - `questions` and `check_answer` for instruction tuning, `preferences` for preference tuning, `messages` (ham and spam)
   for classification.
 
-The grammar is a program that makes all its choices visible in the text; read `grammar.py`, then `world.py`, `story.py`, `plots.py`,
-`judge.py`, `questions.py`, `messages.py`. The words and sentences are data: `lexicon.toml`, `people.toml`, and for each
-language `en.toml` and `en_tasks.toml`.
+The grammar is a program that makes all its choices visible in the text; read `grammar.py`, then `world.py`, `story.py`,
+`plots.py`, `judge.py`, `questions.py`, `messages.py`. The words and sentences are data: `lexicon.toml`, `people.toml`,
+and for each language `en.toml` and `en_tasks.toml`.
 """
 
 from llm.data.tinyworld.judge import Verdict, judge, log_prob
