@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import errno
 import io
+import logging
 import os
 import sys
 import traceback
@@ -28,7 +29,10 @@ def entry(main: Callable[[], int | None], *, is_for_several: bool = False) -> No
         if launch.size > 1 and not is_for_several:
             raise ValueError(f"torchrun started {launch.size} processes, but this command works in one; start it "
                              "without torchrun")
-        sys.exit(main() or 0)
+        status = main() or 0
+        if launch.size > 1:
+            _leave(status)
+        sys.exit(status)
     except BrokenPipeError:   # whoever read the text has seen enough, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # else Python complains when it ends
         sys.exit(1)
@@ -73,6 +77,18 @@ def _fail(message: str, status: int) -> NoReturn:
             end_all(message, status)
     print(message, file=sys.stderr)
     sys.exit(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """End one of several processes at once.
+
+    Python's shutdown beside torch's threads takes most of a second, and torchrun ends a process in the middle of it as
+    soon as another has gone: which of them it then names, and with which status, would be chance.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _leave_ascii() -> None:
