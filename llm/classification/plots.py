@@ -89,7 +89,9 @@ def _roc(axes: Any, judgement: Judgement, others: Mapping[str, Judgement]) -> No
     axes.set_title("ROC", fontsize=10)
     axes.legend(loc="lower right", fontsize=8)
     axes.grid(alpha=0.25)
-    if judgement.truth.size and len(others):   # the corner is where good classifiers differ
+    curves = [line.get_data() for line in axes.get_lines()]
+    # good classifiers differ in the corner; worse ones would run behind a picture of it
+    if curves and all((found[reported <= 0.1] > 0.9).any() for reported, found in curves):
         inset = axes.inset_axes((0.35, 0.3, 0.45, 0.4))
         for line in axes.get_lines():
             inset.plot(*line.get_data(), color=line.get_color(), linestyle=line.get_linestyle())
