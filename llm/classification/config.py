@@ -10,6 +10,7 @@ from llm.train.run import RunConfig
 
 DEFAULT_TOKENIZER = "bpe:2048"
 NEW_CONTEXT = 256    # of a model trained from nothing
+BPE_DROPOUT = 0.1    # likewise
 
 
 def recipe() -> TrainConfig:
@@ -34,6 +35,11 @@ class ObjectiveConfig:
     """Weight of the loss of predicting the texts themselves, for a text of mean length, beside 1 for its label."""
     warm_up: int = 4
     """Epochs of predicting the training rows' texts before, without labels."""
+    bpe_dropout: float | None = None
+    """Chance of a merge to be left out while a training text is cut into tokens, anew in every epoch; default: 0.1 for
+    a model trained from nothing whose tokenizer has merges, else 0."""
+    token_dropout: float = 0.1
+    """Chance of a token to be left out of a training text, anew in every epoch."""
     tune: str = "all"
     """Which weights learn: head, last-block, last-N (blocks, with the final norm), all."""
     positive: str | None = None
@@ -42,6 +48,9 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
+        for name in ("bpe_dropout", "token_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
         for name in ("language", "warm_up"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,8 @@ import torch
 
 from llm.checkpoint import find_checkpoint, load_weights
 from llm.checkpoint import load as load_model
-from llm.classification.config import DEFAULT_TOKENIZER, NEW_CONTEXT, ClassifyConfig
+from llm.classification.augment import Versions
+from llm.classification.config import BPE_DROPOUT, DEFAULT_TOKENIZER, NEW_CONTEXT, ClassifyConfig
 from llm.classification.judge import beliefs, encode
 from llm.data.corpus import make_tokenizer
 from llm.data.datasets import LabelledTexts, TokenWindows
@@ -25,6 +27,7 @@ from llm.models.decoder import Decoder
 from llm.objectives.classification import Classification
 from llm.objectives.language import NextToken
 from llm.runtime import World
+from llm.tokenizers.dropout import has_merges
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.train.logger import trackers
 from llm.train.trainer import Trainer
@@ -68,10 +71,12 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     model = Classifier(decoder, labels=parts.names, pad_id=tokenizer.pad_id, generator=generator)
     freeze(model, config)
     mean_length = float(np.mean([len(row) for row in rows["train"]]))
+    version = versions(config, parts.train.texts, tokenizer, context=context, is_folder=is_folder)
     weights = balanced_weights(parts.train.labels, parts.names) if config.data.balance == "weights" else None
     numbers = {name: place for place, name in enumerate(parts.names)}
     datasets = {name: LabelledTexts(rows[name], [numbers[label] for label in part.labels],
-                                    has_targets=name == "train" and config.objective.language > 0)
+                                    has_targets=name == "train" and config.objective.language > 0,
+                                    version=version if name == "train" else None)
                 for name, part in parts._asdict().items() if len(part)}
     trainer = Trainer(
         model,
@@ -117,6 +122,17 @@ def new_decoder(
     architecture = replace(config.architecture, vocab_size=tokenizer.vocab_size,
                            context_length=config.context or NEW_CONTEXT)
     return build_model(architecture, dropout=config.train.dropout, generator=generator), tokenizer
+
+
+def versions(config: ClassifyConfig, texts: Sequence[str], tokenizer: Tokenizer, *, context: int,
+             is_folder: bool) -> Versions | None:
+    """How the training texts change from epoch to epoch, if they do."""
+    rate = config.objective.bpe_dropout
+    if rate is None:
+        rate = 0.0 if is_folder or not has_merges(tokenizer) else BPE_DROPOUT
+    if not rate and not config.objective.token_dropout:
+        return None
+    return Versions(texts, tokenizer, context=context, bpe_dropout=rate, token_dropout=config.objective.token_dropout)
 
 
 def with_pad(tokenizer: Tokenizer) -> Tokenizer:

@@ -156,6 +156,7 @@ class LabelledTexts:
         texts: the ids of each text, one at least.
         labels: (texts,) class numbers.
         has_targets: let batches also carry `targets`, the next token of each place, for a language loss.
+        version: gives the ids of a text, by its number, as they are read in one epoch; default those of `texts`.
 
     Raises:
         ValueError: if there are no texts, one is empty, or labels are missing.
@@ -168,7 +169,8 @@ class LabelledTexts:
 
     sort_by_length = True
 
-    def __init__(self, texts: Sequence[Sequence[int]], labels: Sequence[int], *, has_targets: bool = False):
+    def __init__(self, texts: Sequence[Sequence[int]], labels: Sequence[int], *, has_targets: bool = False,
+                 version: Callable[[int, np.random.Generator], Sequence[int]] | None = None):
         if not len(texts):
             raise ValueError("there are no texts")
         if len(texts) != len(labels):
@@ -178,13 +180,16 @@ class LabelledTexts:
             raise ValueError(f"text {empty[0]} has no token; leave it out")
         self.labels = np.asarray(labels, dtype=np.int64)
         self.has_targets = has_targets
+        self.version = version
+        self._made: tuple[tuple[int, int], list[np.ndarray]] | None = None   # of which (seed, epoch), and what
 
     def lengths(self, seed: int, epoch: int) -> np.ndarray:
-        return np.array([len(text) for text in self.texts])
+        return np.array([len(text) for text in self._read(seed, epoch)])
 
     def batch(self, sample_ids: np.ndarray, *, seed: int, epoch: int) -> dict[str, Tensor]:
         """`input_ids` (B, T), `lengths` and `labels` (B,), all int64; T is the longest of these texts."""
-        chosen = [self.texts[sample_id] for sample_id in sample_ids]
+        texts = self._read(seed, epoch)
+        chosen = [texts[sample_id] for sample_id in sample_ids]
         lengths = np.array([len(text) for text in chosen])
         is_real = np.arange(lengths.max()) < lengths[:, None]   # (B, T)
         inputs = np.zeros(is_real.shape, dtype=np.int64)
@@ -194,3 +199,13 @@ class LabelledTexts:
             has_next = np.arange(lengths.max()) < lengths[:, None] - 1
             found["targets"] = np.where(has_next, np.roll(inputs, -1, axis=1), IGNORE_INDEX)
         return {name: torch.from_numpy(value) for name, value in found.items()}
+
+    def _read(self, seed: int, epoch: int) -> list[np.ndarray]:
+        """The texts as they are read in this epoch; chance comes from (seed, epoch, text number)."""
+        if self.version is None:
+            return self.texts
+        if self._made is None or self._made[0] != (seed, epoch):
+            made = [self.version(number, np.random.Generator(np.random.PCG64([seed, epoch, number])))
+                    for number in range(len(self.texts))]
+            self._made = (seed, epoch), [np.asarray(ids, dtype=np.int64) for ids in made]
+        return self._made[1]

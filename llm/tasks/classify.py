@@ -37,7 +37,8 @@ def choose_model(name: str) -> Mapping[str, Any]:
     fixed = choose_architecture(name)
     if not is_folder(name):
         return fixed
-    return {**fixed, "train": fine_recipe(), "objective": ObjectiveConfig(warm_up=0, language=0.0, tune="last-2")}
+    return {**fixed, "train": fine_recipe(), "objective": ObjectiveConfig(
+        warm_up=0, language=0.0, token_dropout=0.0, tune="last-2")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ Left out: control tokens and text tokens, which are taken out of the text before
 """
 
 import unicodedata
+from collections.abc import Iterator
 
 import tiktoken
 
@@ -34,9 +35,7 @@ class Encoder:
         if self.vocabulary.is_closed:
             self._check_alphabet(text)
             return self._encoding.encode(text, disallowed_special=())
-        if self.vocabulary.is_nfc:
-            text = unicodedata.normalize("NFC", text)
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")   # lone surrogates become U+FFFD
+        text = self.normalized(text)
         try:
             if len(data := text.encode()) != len(data.translate(None, self._missing_bytes)):
                 return self._encode_words(text)
@@ -44,11 +43,20 @@ class Encoder:
         except ValueError:   # tiktoken gives up on a run of some hundred thousand spaces (`encode_ordinary` panics)
             return self._encode_words(text)
 
-    def _encode_words(self, text: str) -> list[int]:
-        """The long way round, word by word: drops the bytes that the vocabulary lacks, as `tokenizers` does."""
+    def normalized(self, text: str) -> str:
+        """The text as it is cut into words: composed where the vocabulary asks for it, lone surrogates as U+FFFD."""
+        if self.vocabulary.is_nfc:
+            text = unicodedata.normalize("NFC", text)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+    def words(self, text: str) -> Iterator[bytes]:
+        """The words of a normalized text, without the bytes that the vocabulary lacks, as `tokenizers` does."""
         words = (word.encode() for word in patterns.split(text, self.vocabulary.pattern))
-        kept = filter(None, (word.translate(None, self._missing_bytes) for word in words))
-        return [token_id for word in kept for token_id in self._encoding._encode_single_piece(word)]
+        return filter(None, (word.translate(None, self._missing_bytes) for word in words))
+
+    def _encode_words(self, text: str) -> list[int]:
+        """The long way round, word by word."""
+        return [token_id for word in self.words(text) for token_id in self._encoding._encode_single_piece(word)]
 
     def _check_alphabet(self, text: str) -> None:
         known = self.vocabulary.ranks
