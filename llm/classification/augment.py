@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llm.tokenizers.dropout import DropoutTokenizer
+from llm.tokenizers.ends import added_end
 from llm.tokenizers.tokenizer import Tokenizer
 
 
@@ -18,9 +19,10 @@ class Versions:
     Args:
         texts: the texts.
         tokenizer: what cuts them.
-        context: tokens of a text that are read at most.
+        context: tokens of a text that are read at most, with the one that the tokenizer puts behind it.
         bpe_dropout: chance of a merge to be left out, in [0, 1); see `DropoutTokenizer`.
-        token_dropout: chance of a token to be left out, in [0, 1); one at least stays.
+        token_dropout: chance of a token to be left out, in [0, 1); one at least
+            stays, and the one behind the text.
 
     Raises:
         ValueError: for a tokenizer whose merges cannot be left out.
@@ -37,7 +39,8 @@ class Versions:
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, *, context: int, bpe_dropout: float,
                  token_dropout: float):
         self.texts = texts
-        self.context = context
+        self.end = [] if (end_id := added_end(tokenizer)) is None else [end_id]
+        self.room = context - len(self.end)
         self.token_dropout = token_dropout
         self.tokenizer = tokenizer
         self.varied = None if not bpe_dropout else DropoutTokenizer(
@@ -47,7 +50,7 @@ class Versions:
         """The ids of text `number`, one at least, as chance wants them."""
         if self.varied is not None:
             self.varied.rng = rng
-        ids = (self.varied or self.tokenizer).encode(self.texts[number])[: self.context]
+        ids = (self.varied or self.tokenizer).encode(self.texts[number])[: self.room]
         kept = [token_id for token_id, chance in zip(ids, rng.random(len(ids)), strict=True)
                 if chance >= self.token_dropout]
-        return kept or ids
+        return (kept or ids) + self.end

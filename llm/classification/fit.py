@@ -28,6 +28,7 @@ from llm.objectives.classification import Classification
 from llm.objectives.language import NextToken
 from llm.runtime import World
 from llm.tokenizers.dropout import has_merges
+from llm.tokenizers.ends import with_end
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.train.logger import trackers
 from llm.train.trainer import Trainer
@@ -119,6 +120,8 @@ def new_decoder(
         raise ValueError("--tokenizer char cannot read a character that no training text has; use byte or bpe:SIZE")
     # the pattern takes numbers digit by digit, so that a new telephone number looks like the known ones
     tokenizer = with_pad(make_tokenizer(name, lambda: rows.texts, pattern="qwen2"))
+    if tokenizer.eos_id is not None:
+        tokenizer = with_end(tokenizer)
     architecture = replace(config.architecture, vocab_size=tokenizer.vocab_size,
                            context_length=config.context or NEW_CONTEXT)
     return build_model(architecture, dropout=config.train.dropout, generator=generator), tokenizer

@@ -10,6 +10,7 @@ import torch
 from llm.classification import metrics
 from llm.models.classifier import Classifier
 from llm.runtime import World
+from llm.tokenizers.ends import added_end
 from llm.tokenizers.tokenizer import Tokenizer
 
 WIDTH_STEP = 8   # rows of a batch differ at most by so many tokens where there are enough texts
@@ -18,14 +19,20 @@ WIDTH_STEP = 8   # rows of a batch differ at most by so many tokens where there 
 def encode(texts: Sequence[str], tokenizer: Tokenizer, *, context: int) -> tuple[list[list[int]], int]:
     """The ids of each text, no more than `context`, and how many texts were cut for that.
 
+    A tokenizer that puts a token behind every text puts it behind a text that was cut, too.
+
     Raises:
-        ValueError: for a text that the tokenizer makes nothing of.
+        ValueError: for a text that the tokenizer makes nothing of, or a context too short for any.
     """
     rows = [tokenizer.encode(text) for text in texts]
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise ValueError(f"{text!r} has no token; leave empty texts out")
-    return [row[:context] for row in rows], sum(len(row) > context for row in rows)
+    end = [] if (end_id := added_end(tokenizer)) is None else [end_id]
+    room = context - len(end)
+    if room < 1:
+        raise ValueError(f"context={context} has no room for a text beside the token that ends it; give 2 at least")
+    return [row[:room] + end for row in rows], sum(len(row) > room for row in rows)
 
 
 @torch.no_grad()

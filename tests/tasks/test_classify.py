@@ -47,6 +47,25 @@ def test_a_run_can_be_used_and_says_again_what_it_said(capsys: pytest.CaptureFix
     assert float(shown.split()[1]) == pytest.approx(float(first["p(ham)"]), abs=1e-4)
 
 
+def test_transformers_says_of_a_text_what_the_run_said() -> None:
+    transformers = pytest.importorskip("transformers")
+    run("--data", "rows.csv", "--out", "run")
+    folder = llm.checkpoint.find_checkpoint("run")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with open("run/predictions.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    batch = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.softmax(-1)
+    assert found[:, 0].tolist() == pytest.approx([float(row["p(ham)"]) for row in rows], abs=2e-6)
+
+
+def test_a_context_has_room_for_text_and_end() -> None:
+    with pytest.raises(ValueError, match="context=1 has no room"):
+        run("--data", "rows.csv", "--out", "run", "--context", "1")
+
+
 def test_the_default_needs_no_file() -> None:
     assert run("--out", "run", "--context", "16", "--batch-size", "64") == 0
     assert json.loads(Path("run/results.json").read_text(encoding="utf-8"))["test"]["majority"]["rows"] > 100

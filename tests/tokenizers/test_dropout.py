@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer as TheirTokenizer
 
 from llm.tokenizers.dropout import DropoutTokenizer
+from llm.tokenizers.formats import write_json
 from llm.tokenizers.tokenizer import Tokenizer
 from tests.tokenizers.texts import random_text
 
@@ -43,7 +44,7 @@ def test_control_tokens_stay_whole_and_text_does_not_become_one(tokenizer: Token
 
 
 def test_words_are_cut_as_often_in_each_way_as_by_the_package_tokenizers(tokenizer: Tokenizer) -> None:
-    table = tokenizer._to_json()
+    table = write_json(tokenizer.vocabulary)
     table["model"]["dropout"] = 0.3
     theirs = TheirTokenizer.from_str(json.dumps(table))
     ours, draws = varied(tokenizer, 0.3), 8000
