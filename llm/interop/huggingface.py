@@ -15,6 +15,7 @@ from llm.interop.wrapped import wrap
 from llm.models.classifier import Classifier
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
+from llm.nn.lora import whole_state
 
 __all__ = ["Row", "check_counts", "from_tensors", "rows_of", "state_for", "to_tensors", "weights_of", "wrap"]
 
@@ -172,9 +173,9 @@ def from_tensors(
 def weights_of(model: Decoder | Classifier) -> dict[str, Tensor]:
     """The weights of a model under their names; of a classifier without the output head, unless that is trained."""
     if isinstance(model, Decoder):
-        return to_tensors(model.state_dict(), model.config)
+        return to_tensors(whole_state(model), model.config)
     head = model.decoder.head
-    state = {name: tensor for name, tensor in model.decoder.state_dict().items()
+    state = {name: tensor for name, tensor in whole_state(model.decoder).items()
              if name != "head.weight" or (head is not None and head.weight.requires_grad)}
     return {**to_tensors(state, model.config), SCORE: model.score.weight.detach()}
 

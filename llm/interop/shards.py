@@ -5,7 +5,7 @@ Nothing in a folder is trusted: an index can name only files beside it, and must
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,25 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, *, max_shard_byte
     if count > 1:
         homes = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())}, "weight_map": homes}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, index)
 
 
-def read_json(path: Path, *, remedy: str = REMEDY) -> dict[str, Any]:
-    """A JSON object, or a ValueError that names the file and what to do."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        ValueError: if it is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; weights are read only from safetensors files")
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}; {REMEDY}") from error
+
+
+def read_json(path: Path, *, keys: Iterable[str] = (), remedy: str = REMEDY) -> dict[str, Any]:
+    """A JSON object with at least these keys, or a ValueError that names the file and what to do."""
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a file of its kind has at most {MAX_JSON_BYTES:,}")
     try:
@@ -107,7 +121,14 @@ def read_json(path: Path, *, remedy: str = REMEDY) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}; {remedy}") from error
     if not isinstance(table, dict):
         raise ValueError(f"{path} is damaged: it holds no object; {remedy}")
+    if missing := [key for key in keys if key not in table]:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; {remedy}")
     return table
+
+
+def write_json(path: Path, table: Mapping[str, Any]) -> None:
+    """Write a JSON object as people read it."""
+    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _open(path: Path) -> Any:

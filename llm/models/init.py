@@ -11,7 +11,8 @@
 | all biases                         | 0                                                |
 
 The projections that write into the residual stream start smaller, so that its variance does not grow with depth
-(Radford et al. 2019, section 2.3). `init_copying` is another start for small models whose texts repeat what they name.
+(Radford et al. 2019, section 2.3). Adapters bring their own start, `llm/nn/lora.py`. `init_copying` is another start
+for small models whose texts repeat what they name.
 """
 
 import re

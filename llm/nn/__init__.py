@@ -9,11 +9,12 @@ Dimension legend, used in every shape comment of the library:
     T query time     G key/value heads    V vocabulary       K experts per token
     S key time       C model width        N tokens, flat     R rank (LoRA)
 
-Reading order: norm, rope, attention, cache, mlp, moe. How they make a whole model is in `llm.models.decoder`.
+Reading order: norm, rope, attention, cache, mlp, moe, lora. How they make a whole model is in `llm.models.decoder`.
 """
 
 from llm.nn.attention import Attention, AttentionPlan, fused_attention, naive_attention, plan_attention
 from llm.nn.cache import KVCache
+from llm.nn.lora import LoRALinear, disabled, eject, inject, merge, unmerge
 from llm.nn.mlp import GeluMLP, SwiGLU
 from llm.nn.moe import MoE, RouterReport, Routing, balanced_bias
 from llm.nn.norm import LayerNorm, RMSNorm
@@ -25,6 +26,7 @@ __all__ = [
     "GeluMLP",
     "KVCache",
     "LayerNorm",
+    "LoRALinear",
     "MoE",
     "RMSNorm",
     "RouterReport",
@@ -32,8 +34,13 @@ __all__ = [
     "SwiGLU",
     "apply_rope",
     "balanced_bias",
+    "disabled",
+    "eject",
     "fused_attention",
+    "inject",
+    "merge",
     "naive_attention",
     "plan_attention",
     "rope_tables",
+    "unmerge",
 ]

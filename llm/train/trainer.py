@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from llm.checkpoint import (
     CheckpointStore,
+    check_base,
     load_weights,
     read_trainer_state,
     save,
@@ -59,6 +60,7 @@ class Trainer:
         tokenizer: saved with every checkpoint.
         world: device, precision and processes; default from `config`.
         loggers: told of every row besides the folder's own; of several processes only the first tells.
+        base: where the frozen weights of a model with adapters stand, whose checkpoints hold the adapters alone.
         after_eval: called with the trainer and the row after each validation, such as to write samples; likewise.
 
     Raises:
@@ -85,6 +87,7 @@ class Trainer:
         tokenizer: Tokenizer | None = None,
         world: World | None = None,
         loggers: Sequence[Logger] = (),
+        base: str | Path | None = None,
         after_eval: Callable[["Trainer", dict[str, Any]], None] | None = None,
     ):
         self.config = config = config or TrainConfig()
@@ -96,6 +99,7 @@ class Trainer:
         self.folder = Path(folder) if folder is not None else None
         self.tokenizer = tokenizer
         self.loggers = list(loggers)
+        self.base = base
         self.after_eval = after_eval
         self.state = TrainState()
         self.saved_step: int | None = None
@@ -115,6 +119,8 @@ class Trainer:
             if not hasattr(model, "use_checkpointing"):
                 raise ValueError(f"{type(model).__name__} has no activation checkpointing; leave the setting out")
             model.use_checkpointing = True   # type: ignore[assignment]
+        if self.folder is not None:   # rather now than at the first checkpoint
+            check_base(unwrapped(model), base, self.folder)
         self.wrapped = self.world.wrap(self.model)   # called in training only; everything else takes `model`
 
     def fit(self) -> TrainState:
@@ -254,7 +260,7 @@ class Trainer:
         }
 
         def fill(folder: Path) -> None:
-            save(self.model, folder, tokenizer=self.tokenizer)
+            save(self.model, folder, tokenizer=self.tokenizer, base=self.base)
             write_trainer_state(folder, state, optimizer_tensors(self.optimizers, unwrapped(self.model)))
 
         store.write(self.state.step, fill, is_best=is_best)

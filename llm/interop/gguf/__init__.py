@@ -19,6 +19,7 @@ from llm.interop.gguf.container import GGUFFile
 from llm.models.build import empty_model
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
+from llm.nn.lora import whole_state
 from llm.tokenizers.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -63,11 +64,11 @@ def save(model: Decoder, path: str | Path, *, kind: str, tokenizer: Tokenizer | 
         tokenizer: written along, with its chat template.
 
     Raises:
-        ValueError: for another kind, or if a weight cannot be written in it.
+        ValueError: for another kind, or if a weight cannot be written in it, or for adapters that are not merged.
     """
     if kind not in WRITABLE:
         raise ValueError(f"type {kind!r} cannot be written; choose from {', '.join(WRITABLE)}")
-    state, config = model.state_dict(), model.config
+    state, config = whole_state(model), model.config
     makers = architectures.tensors_to_write(config, {name: tuple(tensor.shape) for name, tensor in state.items()})
     table = {}
     for name, (shape, _) in makers.items():
