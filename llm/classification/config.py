@@ -1,11 +1,11 @@
 """The settings of a classifier's run. Torch-free."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llm.data.labelled_sets import LabelledConfig
 from llm.models.config import ModelConfig, QwenConfig
-from llm.train.config import TrainConfig
+from llm.train.config import LoRAConfig, TrainConfig
 from llm.train.run import RunConfig
 
 DEFAULT_TOKENIZER = "bpe:2048"
@@ -25,6 +25,11 @@ def fine_recipe() -> TrainConfig:
                        eval_every=50, keep=1)
 
 
+def lora_recipe() -> TrainConfig:
+    """The same by adapters, which bear and need larger steps."""
+    return replace(fine_recipe(), lr=1e-3)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """What is asked of the model, besides the labels."""
@@ -41,7 +46,8 @@ class ObjectiveConfig:
     token_dropout: float = 0.1
     """Chance of a token to be left out of a training text, anew in every epoch."""
     tune: str = "all"
-    """Which weights learn: head, last-block, last-N (blocks, with the final norm), all."""
+    """Which weights learn: head, last-block, last-N (blocks, with the final norm), all, or lora: adapters beside the
+    weights, which stay as they are."""
     positive: str | None = None
     """Of two classes the one looked for; default: the rarer one in training, else the later in the alphabet."""
 
@@ -62,11 +68,11 @@ class ObjectiveConfig:
         Raises:
             ValueError: if `tune` is none of its words.
         """
-        fixed = {"head": 0, "last-block": 1, "all": num_blocks}
+        fixed = {"head": 0, "lora": 0, "last-block": 1, "all": num_blocks}
         if self.tune in fixed:
             return fixed[self.tune]
         if not re.fullmatch(r"last-[1-9]\d*", self.tune):
-            raise ValueError(f"tune={self.tune!r} is not one of head, last-block, last-2, last-3, ..., all")
+            raise ValueError(f"tune={self.tune!r} is not one of head, last-block, last-2, last-3, ..., all, lora")
         return int(self.tune.removeprefix("last-"))
 
 
@@ -97,6 +103,7 @@ class ClassifyConfig:
     data: LabelledConfig = field(default_factory=LabelledConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=recipe)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -106,5 +113,9 @@ class ClassifyConfig:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds={self.folds} must be 2 or more, or 0")
+        for name, default in vars(LoRAConfig()).items():
+            if self.objective.tune != "lora" and (value := getattr(self.lora, name)) != default:
+                raise ValueError(f"{name}={value} has no effect with tune={self.objective.tune}; leave it out, or "
+                                 "choose --tune lora")
         if self.run.resume and (self.seeds > 1 or self.folds):
             raise ValueError(f"--resume {self.run.resume} goes on with one run; --seeds and --folds make several")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from llm.checkpoint import find_checkpoint, load_weights
+from llm.checkpoint import CheckpointStore, find_checkpoint, load_weights, save
 from llm.checkpoint import load as load_model
 from llm.classification.augment import Versions
 from llm.classification.config import BPE_DROPOUT, DEFAULT_TOKENIZER, NEW_CONTEXT, ClassifyConfig
@@ -24,6 +24,7 @@ from llm.models.build import build_model
 from llm.models.classifier import Classifier
 from llm.models.config import preset_table
 from llm.models.decoder import Decoder
+from llm.nn.lora import eject, inject, merge
 from llm.objectives.classification import Classification
 from llm.objectives.language import NextToken
 from llm.runtime import World
@@ -70,7 +71,7 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     if config.objective.warm_up:
         train_s, stop_signal = warm_up(config, decoder, tokenizer, parts.train, folder / "warm-up", world)
     model = Classifier(decoder, labels=parts.names, pad_id=tokenizer.pad_id, generator=generator)
-    freeze(model, config)
+    freeze(model, config, generator)
     mean_length = float(np.mean([len(row) for row in rows["train"]]))
     version = versions(config, parts.train.texts, tokenizer, context=context, is_folder=is_folder)
     weights = balanced_weights(parts.train.labels, parts.names) if config.data.balance == "weights" else None
@@ -86,6 +87,7 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
         train=datasets["train"], val=datasets["val"], config=config.train, folder=folder, tokenizer=tokenizer,
         world=world,
         loggers=trackers(folder, config, tensorboard=config.run.tensorboard, wandb=config.run.wandb),
+        base=find_checkpoint(config.model) if config.objective.tune == "lora" else None,
     )
     if config.run.resume:
         trainer.resume()
@@ -94,6 +96,8 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
         stop_signal = trainer.stop_signal
     if stop_signal is None:
         load_weights(model, find_checkpoint(folder))
+        if config.objective.tune == "lora":
+            keep_merged(model, tokenizer, folder)
     model.eval()
     started = time.perf_counter()
     probabilities = {name: beliefs(model, part, world=world) for name, part in rows.items()}
@@ -184,7 +188,7 @@ def warm_up(
     return state.elapsed_s, trainer.stop_signal
 
 
-def freeze(model: Classifier, config: ClassifyConfig) -> None:
+def freeze(model: Classifier, config: ClassifyConfig, generator: torch.Generator) -> None:
     """Let only those weights learn that `tune` names; the output head only where the texts are predicted too."""
     decoder, blocks = model.decoder, model.decoder.blocks
     count = config.objective.num_blocks_tuned(len(blocks))
@@ -197,3 +201,14 @@ def freeze(model: Classifier, config: ClassifyConfig) -> None:
         decoder.final_norm.requires_grad_(count > 0)
     if decoder.head is not None:
         decoder.head.requires_grad_(config.objective.tune == "all" and config.objective.language > 0)
+    if config.objective.tune == "lora":
+        lora = config.lora
+        inject(decoder, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout,
+               targets=lora.lora_targets or None, last_blocks=lora.lora_last_blocks or None, generator=generator)
+
+
+def keep_merged(model: Classifier, tokenizer: Tokenizer, folder: Path) -> None:
+    """Merge the adapters into the model, and keep it in `checkpoints/merged/` as one that needs no base."""
+    merge(model)
+    eject(model)
+    CheckpointStore(folder / "checkpoints").write_beside("merged", lambda into: save(model, into, tokenizer=tokenizer))

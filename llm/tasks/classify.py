@@ -5,18 +5,19 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.classification.config import ClassifyConfig, ObjectiveConfig, fine_recipe
+from llm.classification.config import ClassifyConfig, ObjectiveConfig, fine_recipe, lora_recipe
 from llm.config import load
 from llm.data.labelled import LABELLED_SUFFIXES, Labelled, read_labelled
 from llm.data.labelled_sets import Parts, check_labels, divide_rows, load_parts
 from llm.tasks import entry
 from llm.tasks.pretrain import choose_model as choose_architecture
 from llm.tasks.pretrain import is_folder
+from llm.train.config import TrainConfig
 from llm.train.run import find_run, keep_settings, open_run, record_environment
 
 if TYPE_CHECKING:
@@ -28,16 +29,22 @@ log = logging.getLogger("llm.tasks.classify")   # started as a command, __name__
 
 def parse(argv: Sequence[str] | None = None) -> ClassifyConfig:
     """The settings that a command line asks for."""
-    return load(ClassifyConfig, argv, prog="python -m llm.tasks.classify", choose_model=choose_model,
-                resume_file=lambda name: find_run("classify", name) / "run.toml")
+    def read(choose: Callable[[str], Mapping[str, Any]]) -> ClassifyConfig:
+        return load(ClassifyConfig, argv, prog="python -m llm.tasks.classify", choose_model=choose,
+                    resume_file=lambda name: find_run("classify", name) / "run.toml")
+
+    config = read(choose_model)
+    if config.objective.tune == "lora":   # which only now is known, and has another recipe
+        return read(lambda name: choose_model(name, lora_recipe()))
+    return config
 
 
-def choose_model(name: str) -> Mapping[str, Any]:
+def choose_model(name: str, fine: TrainConfig | None = None) -> Mapping[str, Any]:
     """What `--model` fixes: the architecture, and for weights that know a language already how they are trained on."""
     fixed = choose_architecture(name)
     if not is_folder(name):
         return fixed
-    return {**fixed, "train": fine_recipe(), "objective": ObjectiveConfig(
+    return {**fixed, "train": fine or fine_recipe(), "objective": ObjectiveConfig(
         warm_up=0, language=0.0, token_dropout=0.0, tune="last-2")}
 
 
@@ -62,7 +69,7 @@ def classify(config: ClassifyConfig, folder: Path, world: "World") -> int | None
 
     parts = load_parts(config.data)
     positive = positive_class(config, parts)
-    record_environment(folder, hashes={"data": fingerprint(parts)})
+    record_environment(folder, hashes={"data": fingerprint(parts), **base_hash(config)})
     keep_settings(folder, config)
     done = []
     for name, seed, job in jobs(config, parts):
@@ -113,6 +120,30 @@ def positive_class(config: ClassifyConfig, parts: Parts) -> int:
         return parts.names.index(wanted)
     counts = Counter(parts.train.labels)
     return min(range(len(parts.names)), key=lambda number: (counts[parts.names[number]], -number))
+
+
+def base_hash(config: ClassifyConfig) -> dict[str, str]:
+    """sha256 of the weights that adapters are trained on, since the run itself does not keep them; {} without adapters.
+
+    Raises:
+        ValueError: if there are none, or they would change.
+    """
+    from llm.checkpoint import find_checkpoint, weights_hash
+    from llm.interop.peft import is_adapter
+
+    if config.objective.tune != "lora":
+        return {}
+    if not is_folder(config.model):
+        raise ValueError(f"--tune lora trains adapters for weights that stay as they are, and --model {config.model} "
+                         "begins with random ones; name a folder of trained ones, or --tune all")
+    if config.objective.warm_up:
+        raise ValueError(f"--warm-up {config.objective.warm_up} would change the weights that --tune lora leaves as "
+                         "they are; leave it out")
+    base = find_checkpoint(config.model)
+    if is_adapter(base):
+        raise ValueError(f"--model {base} holds adapters itself; merge them and save the whole model: "
+                         "llm.save(llm.load(FOLDER)[0], NEW)")
+    return {"base weights": weights_hash(base)}
 
 
 def fingerprint(parts: Parts) -> str:

@@ -119,6 +119,35 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Adapters beside frozen weights, where a run trains some; see `llm/nn/lora.py`."""
+
+    lora_rank: int = 8
+    """Of adapters: how much each can change, in dimensions."""
+    lora_alpha: float = 16.0
+    """Of adapters: their strength; what one adds is multiplied by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Of adapters: share of their inputs that is dropped while training."""
+    lora_targets: tuple[str, ...] = ()
+    """Layers that get adapters, such as q_proj v_proj; default: all linear layers of attention and feed-forward."""
+    lora_last_blocks: int = 0
+    """Only so many blocks at the end get adapters; 0: all."""
+
+    def __post_init__(self) -> None:
+        found = []
+        if self.lora_rank < 1:
+            found.append(f"lora_rank={self.lora_rank} must be at least 1")
+        if not 0 < self.lora_alpha < float("inf"):
+            found.append(f"lora_alpha={self.lora_alpha} must be above 0 and finite")
+        if not 0 <= self.lora_dropout < 1:
+            found.append(f"lora_dropout={self.lora_dropout} must lie in [0, 1)")
+        if self.lora_last_blocks < 0:
+            found.append(f"lora_last_blocks={self.lora_last_blocks} must be at least 0")
+        if found:
+            raise ValueError("; ".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RouterConfig:
     """The losses of a mixture of experts' routers, beside that of the language."""
 
