@@ -101,13 +101,15 @@ def save(
                                                    pad_id=model.pad_id, dtype=written)
         else:
             table = hf_config.to_config(config, eos_id=ids["eos_token_id"], dtype=written)
-        write_json(folder / "config.json", table | {"bos_token_id": ids["bos_token_id"]})
+        table |= {"bos_token_id": ids["bos_token_id"]}
         if base is not None:
+            write_json(folder / peft.MODEL, table)
             peft.write_adapter(model, tensors, folder, base=os.path.abspath(base))
         else:
+            write_json(folder / "config.json", table)
             write_json(folder / "generation_config.json", ids)
             write_tensors(tensors, folder, max_shard_bytes=max_shard_bytes)
-            for name in (peft.CONFIG, peft.WEIGHTS):   # of an adapter that was here before
+            for name in (peft.CONFIG, peft.WEIGHTS, peft.MODEL):   # of an adapter that was here before
                 (folder / name).unlink(missing_ok=True)
     elif isinstance(model, Wrapped):
         model.save_weights(folder)
@@ -130,8 +132,8 @@ def check_base(model: nn.Module, base: str | Path | None, folder: Path) -> None:
     if base is not None and not is_apart:
         raise ValueError(f"base={base} is for a model with adapters beside its weights, which this one lacks; leave it "
                          "out")
-    if base is not None and os.path.abspath(base) == os.path.abspath(folder):
-        raise ValueError(f"{folder} is the base itself, which adapters cannot replace; choose another folder")
+    if is_apart and (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a whole model, perhaps the base itself; choose another folder for adapters")
 
 
 def _as_dtype(tensors: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
@@ -250,12 +252,12 @@ def _grow_as(folder: Path, model: Decoder, base: Path) -> None:
     Raises:
         ValueError: if the folder describes another model.
     """
-    if (folder / "config.json").is_file():
+    if (folder / peft.MODEL).is_file():
         config = read_config(folder)
         model.grow(config.vocab_size)
         if config != model.config:
             raise ValueError(f"{base} is not the model that the adapters in {folder} were trained on: its config.json "
-                             "says otherwise; put that model's folder there again")
+                             f"does not fit their {peft.MODEL}; put that model's folder there again")
 
 
 def _base_of(folder: Path, adapter: peft.Adapter) -> Path:
@@ -300,7 +302,12 @@ def _empty(folder: Path, dropout: float) -> Decoder:
 
 def _config_of(folder: Path) -> dict[str, Any]:
     """A folder's config.json; empty for a file, or a folder without one."""
-    return read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return read_json(_config_file(folder)) if _config_file(folder).is_file() else {}
+
+
+def _config_file(folder: Path) -> Path:
+    """A config.json beside adapters would make transformers look for all weights there."""
+    return folder / (peft.MODEL if peft.is_adapter(folder) else "config.json")
 
 
 def _tokenizer_of(folder: Path) -> Tokenizer | None:
@@ -360,15 +367,16 @@ def read_config(folder: Path) -> ModelConfig:
     """The configuration of a Hugging Face folder or a .gguf file; of an adapter folder without one, its base's."""
     if is_gguf(folder):
         return gguf.read_config(folder)
-    if peft.is_adapter(folder) and not (folder / "config.json").is_file():
+    path = _config_file(folder)
+    if peft.is_adapter(folder) and not path.is_file():
         return read_config(_base_of(folder, peft.read_adapter(folder)))
-    if not (folder / "config.json").is_file():
+    if not path.is_file():
         raise ValueError(f"{folder} has no config.json; the weights of a module of your own are loaded with "
                          "`load_weights` into such a module")
     try:
-        return hf_config.from_config(read_json(folder / "config.json", keys=("model_type",)))
+        return hf_config.from_config(read_json(path, keys=("model_type",)))
     except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} lacks {error}") from error
+        raise ValueError(f"{path} lacks {error}") from error
 
 
 def is_gguf(path: Path) -> bool:
@@ -377,9 +385,10 @@ def is_gguf(path: Path) -> bool:
 
 
 def weights_hash(folder: Path) -> str:
-    """sha256 over the files with the weights of a Hugging Face folder, or of a .gguf file."""
+    """sha256 over configuration and weights of a Hugging Face folder, or of a .gguf file."""
     digest = hashlib.sha256()
-    for path in [folder] if is_gguf(folder) else sorted(set(TensorFiles(folder).homes.values())):
+    files = [folder / "config.json", *sorted(set(TensorFiles(folder).homes.values()))] if folder.is_dir() else [folder]
+    for path in files:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -1,10 +1,11 @@
 """PEFT folders: adapters without the base that they stand on, in the names of Hugging Face's `peft`, there and back.
 
-    adapter_config.json   adapter_model.safetensors   [config.json]   [tokenizer.json ...]
+    adapter_config.json   adapter_model.safetensors   [model_config.json]   [tokenizer.json ...]
 
 `peft.PeftModel.from_pretrained(base, folder)` opens what is written here, and what it writes is read here: plain LoRA
 on linear layers of attention and feed-forward, and beside it the scores of a classifier. What else peft can do is
-refused by name. A `config.json` is only in ours: it tells a classifier's labels, and how large the vocabulary is.
+refused by name. `model_config.json` is only in ours: what the `config.json` of the whole model would be, with a
+classifier's labels and the size of the vocabulary.
 
 One thing is not what the names suggest. GPT-2 keeps q, k and v in one matrix, for which peft has one adapter and we
 have three. Ours are written as one of three times the rank, whose B is zero but for three blocks: the same product at
@@ -32,6 +33,7 @@ from llm.models.decoder import Decoder
 from llm.nn.lora import OWN, LoRALinear, adapters, fits, inject
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+MODEL = "model_config.json"
 PREFIX = "base_model.model."   # of every name in the file
 CLASSIFIER, WRITER = "SEQ_CLS", "CAUSAL_LM"
 INITS = (True, False, "gaussian", "orthogonal", "eva")   # other ways to begin change the base's weights

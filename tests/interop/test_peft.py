@@ -107,10 +107,14 @@ def assert_equal_gradients(ours: Decoder, theirs: Any) -> None:
 def test_peft_opens_ours_with_equal_logits_and_gradients(
     peft: Any, family: str, last_blocks: int | None, use_rslora: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
+    import transformers
+
     ours = adapted(tmp_path, family, last_blocks=last_blocks, use_rslora=use_rslora)
     theirs = opened_by_peft(peft, tmp_path)
     assert not [warning for warning in recwarn if "peft" in str(warning.filename)], "peft misses or passes over a part"
     assert torch.allclose(logits(theirs), logits(ours), atol=1e-5)
+    alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")   # it finds the base itself
+    assert torch.allclose(logits(alone.eval()), logits(ours), atol=1e-5)
     assert not torch.allclose(logits(ours), logits(random_model(TINY[family])), atol=1e-2)
     assert_equal_gradients(ours, theirs)
 
@@ -142,7 +146,7 @@ def test_what_peft_saved_opens_here_with_equal_logits_and_gradients(
 def test_a_folder_of_ours_comes_back_to_the_bit_and_is_small(family: str, tmp_path: Path) -> None:
     model = adapted(tmp_path, family)
     files = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert files == {"adapter_config.json", "adapter_model.safetensors", "config.json"}
+    assert files == {"adapter_config.json", "adapter_model.safetensors", "model_config.json"}
     state = torch.random.get_rng_state()
     again, _ = llm.load(tmp_path / "adapter", merged=False)
     assert torch.equal(torch.random.get_rng_state(), state)   # loading draws no numbers
@@ -222,6 +226,7 @@ def test_the_base_may_be_a_run_a_gguf_file_or_stand_beside(tmp_path: Path) -> No
         llm.load(tmp_path / "adapter")
     (tmp_path / "moved").mkdir()
     shutil.move(tmp_path / "adapter", tmp_path / "moved" / "adapter")
+    shutil.copy(tmp_path / "elsewhere" / "config.json", tmp_path / "moved" / "adapter")   # many folders hold the base's
     shutil.copytree(tmp_path / "elsewhere", tmp_path / "moved" / "base")
     assert torch.allclose(logits(llm.load(tmp_path / "moved" / "adapter")[0]), expected, atol=1e-5)
     gguf.save(llm.load(tmp_path / "elsewhere")[0], tmp_path / "base.gguf", kind="f32")
@@ -236,7 +241,7 @@ def test_what_is_saved_is_what_there_is(tmp_path: Path) -> None:
     model = adapted(tmp_path, "gpt")
     with pytest.raises(ValueError, match="saved as them alone; name the base=FOLDER of the weights, or merge"):
         llm.save(model, tmp_path / "new")
-    with pytest.raises(ValueError, match="is the base itself, which adapters cannot replace"):
+    with pytest.raises(ValueError, match="base holds a whole model, perhaps the base itself; choose another folder"):
         llm.save(model, tmp_path / "base", base=tmp_path / "base")
     with pytest.raises(ValueError, match="would be lost; merge them first"):
         gguf.save(model, tmp_path / "new.gguf", kind="f32")
