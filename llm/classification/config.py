@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from llm.data.labelled_sets import LabelledConfig
 from llm.models.config import ModelConfig, QwenConfig
-from llm.train.config import LoRAConfig, TrainConfig
+from llm.train.config import LoRAConfig, RouterConfig, TrainConfig
 from llm.train.run import RunConfig
 
 DEFAULT_TOKENIZER = "bpe:2048"
@@ -102,6 +102,7 @@ class ClassifyConfig:
     architecture: ModelConfig = field(default_factory=QwenConfig)
     data: LabelledConfig = field(default_factory=LabelledConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    routers: RouterConfig = field(default_factory=RouterConfig)
     train: TrainConfig = field(default_factory=recipe)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -74,7 +74,7 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     freeze(model, config, generator)
     mean_length = float(np.mean([len(row) for row in rows["train"]]))
     version = versions(config, parts.train.texts, tokenizer, context=context, is_folder=is_folder)
-    weights = balanced_weights(parts.train.labels, parts.names) if config.data.balance == "weights" else None
+    weights = balanced_weights(parts.train.labels, parts.names) if config.data.class_balance == "weights" else None
     numbers = {name: place for place, name in enumerate(parts.names)}
     datasets = {name: LabelledTexts(rows[name], [numbers[label] for label in part.labels],
                                     has_targets=name == "train" and config.objective.language > 0,
@@ -83,7 +83,8 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     trainer = Trainer(
         model,
         Classification(weights, label_smoothing=config.objective.label_smoothing,
-                       token_weight=config.objective.language / mean_length),
+                       token_weight=config.objective.language / mean_length,
+                       balance=config.routers.balance / mean_length, router_z=config.routers.router_z / mean_length),
         train=datasets["train"], val=datasets["val"], config=config.train, folder=folder, tokenizer=tokenizer,
         world=world,
         loggers=trackers(folder, config, tensorboard=config.run.tensorboard, wandb=config.run.wandb),
@@ -179,8 +180,9 @@ def warm_up(
     windows = TokenWindows(tokens, context=decoder.config.context_length, document_end=tokenizer.eos_id)
     settings = replace(config.train, steps=None, epochs=config.objective.warm_up, patience=0, eval_every=0,
                        save_every=0, save_every_epochs=0, keep=1)
-    trainer = Trainer(decoder, NextToken(tokenizer.byte_counts), train=windows, config=settings, folder=folder,
-                      tokenizer=tokenizer, world=world)
+    objective = NextToken(tokenizer.byte_counts, balance=config.routers.balance, router_z=config.routers.router_z)
+    trainer = Trainer(decoder, objective, train=windows, config=settings, folder=folder, tokenizer=tokenizer,
+                      world=world)
     if config.run.resume:
         trainer.resume()
     state = trainer.fit()

@@ -46,7 +46,7 @@ class LabelledConfig:
     """Share of the rows for testing where the rows are split."""
     split_seed: int = 1
     """Of that split."""
-    balance: Literal["none", "weights", "undersample"] = "none"
+    class_balance: Literal["none", "weights", "undersample"] = "none"
     """weights lets rare classes count more in the loss, undersample leaves out rows of frequent ones (training rows
     only: validation and test stay as they are)."""
 
@@ -93,7 +93,7 @@ def load_parts(config: LabelledConfig) -> Parts:
     """
     parts = _from_files(config) if config.train_file is not None else _from_name(config)
     check_labels(parts)
-    if config.balance == "undersample":
+    if config.class_balance == "undersample":
         kept = parts.train.take(undersample(parts.train.labels, seed=config.split_seed))
         log.info("undersampled: %d of %d training rows are used", len(kept), len(parts.train))
         parts = parts._replace(train=kept)

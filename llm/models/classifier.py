@@ -7,7 +7,7 @@ Next: `llm/objectives/classification.py`.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from llm.losses import next_token_loss_sum
 from llm.models.config import ModelConfig
 from llm.models.decoder import Decoder
 from llm.models.init import STD
+from llm.models.routing import summarize
+from llm.nn import RouterReport, Routing
 
 
 class Judged(NamedTuple):
@@ -23,6 +25,9 @@ class Judged(NamedTuple):
 
     scores: Tensor                   # (B, classes); their softmax is the model's belief
     loss_sum: Tensor | None = None   # scalar float32, of predicting the tokens of the texts; only with targets
+    aux_loss: Tensor | None = None   # only with experts: balance, one for each token of the texts,
+    z_loss: Tensor | None = None     # and size of the router's scores; both scalar sums, `llm/losses.py`
+    router: RouterReport | None = None   # and what the routers did
 
 
 class Classifier(nn.Module):
@@ -106,9 +111,18 @@ class Classifier(nn.Module):
             places = torch.arange(width, device=input_ids.device) + (input_ids.shape[1] - lengths)[:, None]   # (B, T)
             input_ids = input_ids.gather(1, places.clamp(max=input_ids.shape[1] - 1))
         if targets is None:
-            hidden, _ = self.decoder.trunk(input_ids[:, :width], places=lengths - 1)   # (B, 1, C)
-            return Judged(self.score(self.decoder.final_norm(hidden[:, 0])))
-        hidden, _ = self.decoder.trunk(input_ids)
+            hidden, routings = self.decoder.trunk(input_ids[:, :width], places=lengths - 1)   # (B, 1, C)
+            scores = self.score(self.decoder.final_norm(hidden[:, 0]))
+            return Judged(scores, **self._experts(routings, lengths, width))
+        hidden, routings = self.decoder.trunk(input_ids)
         hidden = self.decoder.final_norm(hidden)
         last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]   # (B, C)
-        return Judged(self.score(last), next_token_loss_sum(hidden, self.decoder.head_weight, targets))
+        return Judged(self.score(last), next_token_loss_sum(hidden, self.decoder.head_weight, targets),
+                      **self._experts(routings, lengths, input_ids.shape[1]))
+
+    @staticmethod
+    def _experts(routings: Sequence[Routing], lengths: Tensor, width: int) -> dict[str, Any]:
+        """What experts add to the answer: their losses over all tokens of the texts, and none of the padding."""
+        if not routings:
+            return {}
+        return summarize(routings, torch.arange(width, device=lengths.device) < lengths[:, None])   # (B, T)

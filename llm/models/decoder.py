@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llm.losses import next_token_loss_sum, token_log_likelihood
+from llm.losses import IGNORE_INDEX, next_token_loss_sum, token_log_likelihood
 from llm.models.config import ModelConfig
 from llm.models.routing import summarize
 from llm.nn import Attention, AttentionPlan, KVCache, RouterReport, Routing, plan_attention
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
         hidden = self.final_norm(hidden)
         if targets is None:
             return Output(logits=F.linear(hidden, self.head_weight))
-        experts = summarize(routings, targets) if routings else {}
+        experts = summarize(routings, targets != IGNORE_INDEX) if routings else {}
         if reduction == "sum":
             return Output(loss_sum=next_token_loss_sum(hidden, self.head_weight, targets), **experts)
         return Output(log_likelihood=token_log_likelihood(hidden, self.head_weight, targets), **experts)

@@ -6,21 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm.losses import IGNORE_INDEX, router_balance_sum, router_z_sum
+from llm.losses import router_balance_sum, router_z_sum
 from llm.nn import RouterReport, Routing
 
 
-def summarize(routings: Sequence[Routing], targets: Tensor) -> dict[str, Any]:
-    """The fields of `Output` that experts add.
+def summarize(routings: Sequence[Routing], is_counted: Tensor) -> dict[str, Any]:
+    """The fields that experts add to the output of a model.
 
     Args:
         routings: one for each layer.
-        targets: (B, T) int64; tokens whose target is IGNORE_INDEX do not count.
+        is_counted: (B, T) bool, the tokens that are learned from; what pads a row is none of them.
 
     Returns:
         `aux_loss` and `z_loss`, means over the layers of `router_balance_sum` and `router_z_sum`, and `router`.
     """
-    is_counted = targets != IGNORE_INDEX
     balance = torch.stack([router_balance_sum(logits, experts, is_counted) for logits, experts in routings])
     size = torch.stack([router_z_sum(logits, is_counted) for logits, _ in routings])
     return {"aux_loss": balance.mean(), "z_loss": size.mean(), "router": _report(routings, is_counted)}

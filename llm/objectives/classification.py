@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from llm.losses import IGNORE_INDEX
 from llm.objectives.base import Result
+from llm.objectives.routers import Metrics, router_terms
 
 
 class Classification:
@@ -20,6 +21,9 @@ class Classification:
             training mode only, so that validation losses compare.
         token_weight: weight of the loss of predicting a token of the texts, beside a text's 1; in training mode only.
             It keeps a small model from learning the labels by heart; batches must then carry `targets`.
+        balance: weight of the loss that keeps experts equally busy, for a token of the texts, beside a text's 1; in
+            training mode only. Its value is `balance` in the metrics, 1 at best.
+        router_z: weight of the loss that keeps the routers' scores small, the same way.
 
     Raises:
         ValueError: for a negative weight, or smoothing outside its range.
@@ -38,16 +42,19 @@ class Classification:
     """
 
     def __init__(self, class_weights: Sequence[float] | None = None, *, label_smoothing: float = 0.0,
-                 token_weight: float = 0.0):
+                 token_weight: float = 0.0, balance: float = 0.0, router_z: float = 0.0):
         if class_weights is not None and not all(weight >= 0 for weight in class_weights):
             raise ValueError(f"class_weights={list(class_weights)} must not be negative")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
-        if not token_weight >= 0:
-            raise ValueError(f"token_weight={token_weight} must be at least 0")
+        for name, value in (("token_weight", token_weight), ("balance", balance), ("router_z", router_z)):
+            if not value >= 0:
+                raise ValueError(f"{name}={value} must be at least 0")
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.label_smoothing = label_smoothing
         self.token_weight = token_weight
+        self.balance = balance
+        self.router_z = router_z
 
     def weight(self, batch: dict[str, Tensor]) -> float:
         if self.class_weights is None:
@@ -63,9 +70,9 @@ class Classification:
         loss_sum = F.cross_entropy(scores, labels, weight=weights, reduction="sum",
                                    label_smoothing=self.label_smoothing if model.training else 0.0)
         count = float(len(labels))
-        metrics: dict[str, tuple[Tensor | float, float]] = {
-            "accuracy": ((scores.argmax(-1) == labels).sum().float(), count)}
+        metrics: Metrics = {"accuracy": ((scores.argmax(-1) == labels).sum().float(), count)}
         if is_language_wanted:
             metrics["language"] = judged.loss_sum.detach(), float((batch["targets"] != IGNORE_INDEX).sum())
             loss_sum = loss_sum + self.token_weight * judged.loss_sum   # a sum too: exact however a step is cut
-        return Result(loss_sum, metrics)
+        added, health = router_terms(judged, balance=self.balance, router_z=self.router_z, is_training=model.training)
+        return Result(loss_sum + added, metrics | health)

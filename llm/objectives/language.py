@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from llm.losses import IGNORE_INDEX
-from llm.nn import RouterReport
 from llm.objectives.base import Result
+from llm.objectives.routers import Metrics, router_terms
 
 
 class NextToken:
@@ -42,27 +42,10 @@ class NextToken:
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Result:
         extra = {key: batch[key] for key in ("positions", "segment_ids") if key in batch}
         output = model(batch["input_ids"], targets=batch["targets"], **extra)
-        metrics: dict[str, tuple[Tensor | float, float]] = {}
+        metrics: Metrics = {}
         if self.byte_counts is not None:
             table = self.byte_counts.to(batch["targets"].device)
             num_bytes = float(table[batch["targets"].clamp(min=-1)].sum())   # index -1 is the last slot
             metrics["bits_per_byte"] = output.loss_sum.detach() / math.log(2), num_bytes
-        loss_sum, router = output.loss_sum, getattr(output, "router", None)   # a foreign module may return less
-        if router is not None:
-            tokens = float(router.tokens)
-            metrics["balance"] = output.aux_loss.detach(), tokens
-            metrics |= {f"router_entropy.{layer}": (entropy, tokens)
-                        for layer, entropy in enumerate(router.entropy.tolist())}
-            if model.training:
-                loss_sum = loss_sum + self.balance * output.aux_loss + self.router_z * output.z_loss
-                metrics |= _load(router)
-        return Result(loss_sum, metrics)
-
-
-def _load(router: RouterReport) -> dict[str, tuple[float, float]]:
-    """Experts without a token and the load of the busiest one. They depend on how many tokens are looked at together,
-    so they are for watching the training, not for comparing models."""
-    dead, peak = router.dead.tolist(), router.peak.tolist()
-    return {"dead_experts": (float(sum(dead)), 1.0)} | {
-        f"dead_experts.{layer}": (float(number), 1.0) for layer, number in enumerate(dead)} | {
-        f"peak_load.{layer}": (number, 1.0) for layer, number in enumerate(peak)}
+        added, health = router_terms(output, balance=self.balance, router_z=self.router_z, is_training=model.training)
+        return Result(output.loss_sum + added, metrics | health)

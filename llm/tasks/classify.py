@@ -15,8 +15,8 @@ from llm.config import load
 from llm.data.labelled import LABELLED_SUFFIXES, Labelled, read_labelled
 from llm.data.labelled_sets import Parts, check_labels, divide_rows, load_parts
 from llm.tasks import entry
+from llm.tasks.pretrain import check_experts, is_folder
 from llm.tasks.pretrain import choose_model as choose_architecture
-from llm.tasks.pretrain import is_folder
 from llm.train.config import TrainConfig
 from llm.train.run import find_run, keep_settings, open_run, record_environment
 
@@ -67,6 +67,7 @@ def classify(config: ClassifyConfig, folder: Path, world: "World") -> int | None
     from llm.classification.fit import fit
     from llm.classification.report import OURS, judge_all, judged_part, write_report, write_summary
 
+    check_experts(config.architecture, config.routers)
     parts = load_parts(config.data)
     positive = positive_class(config, parts)
     record_environment(folder, hashes={"data": fingerprint(parts), **base_hash(config)})

@@ -166,7 +166,7 @@ def test_files_are_taken_as_they_are_and_what_is_missing_is_split_off() -> None:
 def test_undersampling_touches_the_training_rows_only() -> None:
     write("rows.csv", table(*[("ham" if number % 5 else "spam", f"{'abcdefghij'[number % 10]}{'k' * (number // 10)}")
                               for number in range(100)]))
-    plain, balanced = (load_parts(LabelledConfig(data="rows.csv", balance=how)) for how in ("none", "undersample"))
+    plain, balanced = (load_parts(LabelledConfig(data="rows.csv", class_balance=how)) for how in ("none", "undersample"))
     assert (plain.val, plain.test) == (balanced.val, balanced.test)
     assert balanced.train.labels.count("ham") == balanced.train.labels.count("spam") == plain.train.labels.count("spam")
 

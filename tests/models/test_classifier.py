@@ -69,6 +69,24 @@ def test_targets_change_no_score_and_give_the_loss_of_the_decoder(tiny_model: De
     assert torch.allclose(judged.loss_sum, tiny_model(inputs, targets=targets).loss_sum)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen2_moe"])
+@pytest.mark.parametrize("has_targets", [False, True])
+def test_routers_are_judged_by_the_tokens_of_the_texts_and_not_by_padding(family: str, has_targets: bool) -> None:
+    model = classifier(TINY[family])
+    texts = [random_ids(length, vocab_size=60, seed=length).tolist() for length in (3, 12, 7)]
+    alone = [model(torch.tensor([text]), torch.tensor([len(text)])) for text in texts]
+    for fill in (0, PAD):
+        inputs, lengths = padded(texts, left=False, extra=5, fill=fill)
+        together = model(inputs, lengths, targets=inputs if has_targets else None)
+        for name in ("aux_loss", "z_loss"):
+            expected = torch.stack([getattr(judged, name) for judged in alone]).sum()
+            assert torch.allclose(getattr(together, name), expected, rtol=1e-5)
+        assert float(together.router.tokens) == 22
+        assert torch.equal(together.router.load, torch.stack([judged.router.load for judged in alone]).sum(0))
+    assert torch.autograd.grad(together.aux_loss, model.decoder.blocks[0].mlp.router.weight)[0].any()
+    assert classifier(TINY["llama"])(inputs, lengths).router is None
+
+
 def test_transformers_opens_a_classifier_with_the_same_scores(tiny_config: ModelConfig, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = classifier(tiny_config)

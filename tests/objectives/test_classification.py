@@ -16,17 +16,20 @@ def texts(count: int = 12, *, has_targets: bool = True) -> LabelledTexts:
     return LabelledTexts(rows, [number % 3 for number in range(count)], has_targets=has_targets)
 
 
-def model() -> Classifier:
-    return Classifier(random_model(TINY["gpt"]), labels="abc", generator=torch.Generator().manual_seed(1))
+def model(family: str = "gpt") -> Classifier:
+    return Classifier(random_model(TINY[family]), labels="abc", generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("objective", [
-    Classification(), Classification([1.0, 3.0, 0.5], label_smoothing=0.2, token_weight=0.3)])
-def test_a_batch_of_12_is_4_micro_batches_of_3(objective: Classification) -> None:
+@pytest.mark.parametrize(("family", "objective"), [
+    ("gpt", Classification()),
+    ("gpt", Classification([1.0, 3.0, 0.5], label_smoothing=0.2, token_weight=0.3)),
+    ("qwen3_moe", Classification(balance=0.2, router_z=0.1)),
+    ("qwen2_moe", Classification([1.0, 3.0, 0.5], token_weight=0.3, balance=0.2))])
+def test_a_batch_of_12_is_4_micro_batches_of_3(family: str, objective: Classification) -> None:
     """The sums and weights of the parts add up to those of the whole, and so do the gradients."""
     gradients, totals = [], []
     for parts in ([range(12)], [range(0, 3), range(3, 6), range(6, 9), range(9, 12)]):
-        judge = model().train()
+        judge = model(family).train()
         batches = [texts().batch(np.array(part), seed=0, epoch=0) for part in parts]
         loss_sum = torch.stack([objective(judge, batch).loss_sum for batch in batches]).sum()
         torch.autograd.backward(loss_sum)
@@ -57,6 +60,32 @@ def test_smoothing_and_language_act_in_training_only() -> None:
     assert torch.allclose(objective(judge.eval(), batch).loss_sum, plain, rtol=1e-5)
 
 
+def test_the_losses_of_routers_act_in_training_only_and_by_their_weights() -> None:
+    judge, batch = model("qwen3_moe"), texts().batch(np.arange(6), seed=0, epoch=0)
+    judged = judge(batch["input_ids"], batch["lengths"])
+    plain = F.cross_entropy(judged.scores, batch["labels"], reduction="sum")
+    objective = Classification(balance=0.5, router_z=0.25)
+    expected = plain + 0.5 * judged.aux_loss + 0.25 * judged.z_loss
+    found = objective(judge.train(), batch)
+    assert torch.allclose(found.loss_sum, expected)
+    assert {"accuracy", "balance", "router_entropy.1", "dead_experts", "peak_load.0"} <= found.metrics.keys()
+    assert torch.allclose(objective(judge.eval(), batch).loss_sum, plain)
+
+
+def test_a_batch_of_8_is_2_rows_of_4_steps_for_the_trainer_with_experts() -> None:
+    """Of ragged texts, through clipping and AdamW: 8 x 1 and 4 x 2 end at the same weights to rounding."""
+    import llm
+
+    ends = []
+    for accumulate in (1, 2, 4):
+        judge = model("qwen3_moe")
+        config = llm.TrainConfig(steps=3, batch_size=8, accumulate=accumulate, device="cpu", precision="fp32")
+        trainer = llm.Trainer(judge, Classification(token_weight=0.1, balance=0.5), train=texts(24), config=config)
+        trainer.fit()
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in judge.parameters()]))
+    assert torch.allclose(ends[0], ends[1], atol=1e-5) and torch.allclose(ends[0], ends[2], atol=1e-5)
+
+
 def test_accuracy_counts_texts() -> None:
     judge, batch = model().eval(), texts(has_targets=False).batch(np.arange(7), seed=0, epoch=0)
     right, count = Classification([0.0, 1.0, 5.0])(judge, batch).metrics["accuracy"]
@@ -68,6 +97,8 @@ def test_accuracy_counts_texts() -> None:
     ({"class_weights": [1.0, -1.0]}, "must not be negative"),
     ({"label_smoothing": 1.0}, r"label_smoothing=1.0 must lie in \[0, 1\)"),
     ({"token_weight": float("nan")}, "token_weight=nan must be at least 0"),
+    ({"balance": -0.1}, "balance=-0.1 must be at least 0"),
+    ({"router_z": -1.0}, "router_z=-1.0 must be at least 0"),
 ])
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -80,7 +80,7 @@ def test_a_file_of_new_texts_is_labelled(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_report_tells_of_baselines_mistakes_and_rows() -> None:
-    run("--data", "rows.csv", "--out", "run", "--balance", "weights", "--positive", "ham")
+    run("--data", "rows.csv", "--out", "run", "--class-balance", "weights", "--positive", "ham")
     report = Path("run/report.md").read_text(encoding="utf-8")
     for words in ("The best baseline, ", "## Scores on the test rows", "| Naive Bayes, characters | 8 |", "of 'ham'",
                   "the same, threshold from validation", "## The surest mistakes", "earlier part"):
@@ -145,6 +145,7 @@ def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
     (["--tokenizer", "char"], "--tokenizer char cannot read a character"),
     (["--model", "base", "--tokenizer", "gpt2"], "brings its own tokenizer; leave --tokenizer out"),
     (["--model", "bare"], "--model bare has no tokenizer.json"),
+    (["--balance", "0.1"], "balance=0.1 has no effect on a model without experts"),
     (["--seeds", "0"], "seeds=0 must be at least 1"),
     (["--folds", "1"], "folds=1 must be 2 or more"),
     (["--context", "0"], "context=0 must be at least 1"),
