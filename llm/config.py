@@ -39,6 +39,7 @@ else:
     Derived = tyro.conf.Suppress   # marks a field that follows from other settings: in run.toml, but not a flag
 
 PRESETS = Path(__file__).parent / "presets"
+MOST_CHOICES = 60   # that an error message names
 
 
 class UsageError(ValueError):
@@ -240,7 +241,10 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     if not choices:
         return "there are none to choose from"
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(choices)}"
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    more = f" and {len(choices) - MOST_CHOICES:,} more" if len(choices) > MOST_CHOICES else ""
+    return f"choose from {', '.join(choices[:MOST_CHOICES])}{more}"
 
 
 @contextlib.contextmanager

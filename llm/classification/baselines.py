@@ -5,7 +5,7 @@ They are fitted on the same training rows in a blink, and on short texts they ar
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,16 +22,16 @@ def words(text: str) -> list[str]:
     return re.findall(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]", text.casefold())
 
 
-def character_ngrams(text: str, *, shortest: int = 2, longest: int = 5) -> list[str]:
+def character_ngrams(text: str, *, shortest: int = 2, longest: int = 5) -> Iterator[str]:
     """All stretches of 2 to 5 characters, in lower case, with a space at both ends.
 
     Example:
-        >>> character_ngrams("ab", longest=3)
+        >>> list(character_ngrams("ab", longest=3))
         [' a', 'ab', 'b ', ' ab', 'ab ']
     """
     padded = f" {text.casefold()} "
-    return [padded[start : start + size] for size in range(shortest, longest + 1)
-            for start in range(len(padded) - size + 1)]
+    return (padded[start : start + size] for size in range(shortest, longest + 1)
+            for start in range(len(padded) - size + 1))
 
 
 class NaiveBayes:
@@ -49,7 +49,7 @@ class NaiveBayes:
         array([1])
     """
 
-    def __init__(self, features: Callable[[str], list[str]], *, num_classes: int):
+    def __init__(self, features: Callable[[str], Iterable[str]], *, num_classes: int):
         self.features = features
         self.num_classes = num_classes
 
@@ -73,8 +73,9 @@ class NaiveBayes:
         """(texts, classes); features that training did not know say nothing."""
         scores = []
         for text in texts:
-            known = [self.columns[feature] for feature in self.features(text) if feature in self.columns]
-            scores.append(self.prior + self.weights[:, known].sum(axis=1))
+            counts = Counter(feature for feature in self.features(text) if feature in self.columns)
+            known = [self.columns[feature] for feature in counts]
+            scores.append(self.prior + self.weights[:, known] @ np.fromiter(counts.values(), np.float64))
         table = np.array(scores) - np.max(scores, axis=1, keepdims=True)
         return np.exp(table) / np.exp(table).sum(axis=1, keepdims=True)
 

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def _text(path: Path, row: Row) -> str:
     if row.text is None:
         return ""
     if not isinstance(row.text, str):
-        raise ValueError(f"{path}, line {row.line}: the text is {row.text!r}, no string; put it in quotes")
+        raise ValueError(f"{path}, line {row.line}: the text is {shorten(repr(row.text), 80)}, no string; "
+                         "write it as one, in quotes")
     if broken := HALF_CHARACTER.search(row.text):
         raise ValueError(f"{path}, line {row.line}: {broken[0]!r} is half of a surrogate pair and no character; "
                          "write the text as UTF-8")
@@ -118,7 +120,8 @@ def _label(path: Path, row: Row) -> str:
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     if not isinstance(label, str | int):
-        raise ValueError(f"{path}, line {row.line}: the label is {label!r}; it must be a word or an integer")
+        raise ValueError(f"{path}, line {row.line}: the label is {shorten(repr(label), 80)}; it must be a "
+                         "word or an integer")
     return str(label).strip()
 
 
@@ -144,6 +147,9 @@ def _rows_of(path: Path, reader: Any, columns: Columns) -> Iterator[Row]:
         places, width = [int(name) - 1 for name in wanted], None
         if min(places) < 0:
             raise ValueError(f"column {min(places) + 1}: columns of a file without a header are numbered from 1")
+        if len(set(places)) < len(places):
+            raise ValueError(f"text and label are both to be read from column {places[0] + 1}; --text-column and "
+                             "--label-column must name two")
     else:
         header: list[str] = next(reader, [])
         places = [header.index(name) for name in find_columns(path, header, wanted)]
@@ -205,10 +211,27 @@ def find_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> li
     for name in wanted:
         near = [column for column in header if column.strip().casefold() == name.strip().casefold()]
         exact = [column for column in header if column == name] or near
-        if len(exact) != 1:
-            problem = f"{len(exact)} columns called {name!r}" if exact else f"no column {name!r}"
-            raise ValueError(f"{path}, line 1: {problem} among {', '.join(map(repr, header)) or 'none'}; "
-                             f"{did_you_mean(name, header)} (--text-column, --label-column; numbers from 1 where there "
-                             "is no header)")
+        among = f"among {shorten(', '.join(map(repr, header)), 200) or 'none'}"
+        if len(exact) > 1:
+            raise ValueError(f"{path}, line 1: {len(exact)} columns called {name!r} {among}; rename all but one")
+        if not exact:
+            is_one = len(header) == 1 and re.search(r"[;\t|,]", header[0])
+            remedy = ("is it a table with another separator? A .csv file has commas, a .tsv file tabs" if is_one else
+                      f"{did_you_mean(name, header)} (--text-column, --label-column; numbers from 1 where there is no "
+                      "header)")
+            raise ValueError(f"{path}, line 1: no column {name!r} {among}; {remedy}")
+        if exact[0] in found:
+            raise ValueError(f"{path}: text and label are both to be read from column {exact[0]!r}; "
+                             "--text-column and --label-column must name two")
         found += exact
     return found
+
+
+def shorten(text: str, longest: int) -> str:
+    """The text, or as much of it as an error message can bear.
+
+    Example:
+        >>> shorten("a very long story", 6)
+        'a very...'
+    """
+    return text if len(text) <= longest else f"{text[:longest]}..."

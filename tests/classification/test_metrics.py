@@ -97,4 +97,4 @@ def test_baselines_learn_what_can_be_counted_and_survive_a_class_without_rows() 
         assert found.shape == (2, 3) and np.allclose(found.sum(axis=1), 1) and not found[:, 2].any()
         assert name == "majority" or found.argmax(axis=1).tolist() == [1, 0]
     assert Majority(num_classes=2).fit(texts, [0, 0, 0, 1]).probabilities(["x"]).tolist() == [[0.75, 0.25]]
-    assert character_ngrams("", shortest=2, longest=2) == ["  "]
+    assert list(character_ngrams("", shortest=2, longest=2)) == ["  "]

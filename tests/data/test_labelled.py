@@ -113,6 +113,10 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '{"text": "a", "label": 0.5}\n', r"a.jsonl, line 1: the label is 0.5; it must be a word or an integer"),
     ("a.jsonl", '{"text": "\\ud83d", "label": "x"}\n', r"a.jsonl, line 1: .* is half of a surrogate pair"),
     ("a.parquet", "label,text\nham,a\n", r"a.parquet is not a parquet file"),
+    ("a.csv", "label;text\nham;a\n", r"no column 'text' among 'label;text'; is it a table with another separator"),
+    ("a.csv", ",".join(f"c{number}" for number in range(50_000)) + "\n", r"^.{0,1200} and 49,940 more .{0,120}$"),
+    ("a.jsonl", '{"text": {"body": "a"}, "label": "x"}\n', r"line 1: the text is {'body': 'a'}, no string"),
+    ("a.jsonl", json.dumps({"text": ["a"] * 9999, "label": "x"}), r"^.{0,200}\.\.\., no string; write it as one"),
     ("a.txt", "ham a\n", r"labelled texts are read from .csv, .tsv, .jsonl, .parquet, not from .txt"),
 ]
 
@@ -121,6 +125,29 @@ BAD: list[tuple[str, str | bytes, str]] = [
 def test_a_bad_file_is_answered_with_file_line_and_remedy(name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_labelled(write(name, content), SHOWN)
+
+
+@pytest.mark.parametrize(("columns", "content"), [
+    (Columns(text="text", label="TEXT"), "label,text\nham,a\n"), (Columns(text="2", label="2"), "ham,a\n")])
+def test_a_text_is_not_its_own_label(columns: Columns, content: str) -> None:
+    with pytest.raises(ValueError, match=r"text and label are both to be read from column .*must name two"):
+        read_labelled(write("a.csv", content), columns)
+
+
+def test_a_parquet_column_of_numbers_with_gaps_gives_integers_and_leaves_rows_out(
+    caplog: pytest.LogCaptureFixture
+) -> None:
+    import pandas
+
+    pandas.DataFrame({"text": ["a", "b", "c"], "label": [1.0, float("nan"), 0.0]}).to_parquet("a.parquet")
+    with caplog.at_level(logging.WARNING):
+        assert read_labelled(Path("a.parquet"), SHOWN).labels == ["1", "0"]
+    assert "1 without a label (the first in line 2)" in caplog.text
+
+
+def test_line_endings_may_be_mixed_and_blank_lines_count() -> None:
+    rows = read_labelled(write("a.csv", "label,text\r\nham,a\n\nspam,b\rham,c\r\n"), SHOWN)
+    assert (rows.texts, [place.split()[-1] for place in rows.places]) == (["a", "b", "c"], ["2", "4", "5"])
 
 
 def test_what_is_not_there_or_has_no_header_says_so() -> None:
@@ -166,7 +193,8 @@ def test_files_are_taken_as_they_are_and_what_is_missing_is_split_off() -> None:
 def test_undersampling_touches_the_training_rows_only() -> None:
     write("rows.csv", table(*[("ham" if number % 5 else "spam", f"{'abcdefghij'[number % 10]}{'k' * (number // 10)}")
                               for number in range(100)]))
-    plain, balanced = (load_parts(LabelledConfig(data="rows.csv", class_balance=how)) for how in ("none", "undersample"))
+    plain, balanced = (load_parts(LabelledConfig(data="rows.csv", class_balance=how))
+                       for how in ("none", "undersample"))
     assert (plain.val, plain.test) == (balanced.val, balanced.test)
     assert balanced.train.labels.count("ham") == balanced.train.labels.count("spam") == plain.train.labels.count("spam")
 
