@@ -22,8 +22,9 @@ FLOORS = {
     "interop": 3, "generation": 3,
     "checkpoint": 4, "evaluate": 4, "writing": 4,
     "train": 5, "conversation": 5,
-    "bench": 6, "classification": 6,
-    "tasks": 7,
+    "classification": 6,
+    "bench": 7,
+    "tasks": 8,
 }
 MODULES = [".".join(("llm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
            for path in FILES if path.name != "__main__.py"]

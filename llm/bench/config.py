@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llm.data.labelled_sets import TINYWORLD
 from llm.models.config import GPTConfig, ModelConfig
 from llm.train.run import FolderConfig
 
@@ -151,6 +152,46 @@ class DataBenchConfig:
         if self.data is not None and self.megabytes != type(self).__dataclass_fields__["megabytes"].default:
             raise ValueError(f"megabytes={self.megabytes} is for the text made on the spot, not for data={self.data}; "
                              "leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyBenchConfig:
+    """Measure how many texts a second a classifier learns from, and how many it labels.
+
+    python -m llm.tasks.bench classify --data rows.csv --precision fp32 --against transformers
+    """
+
+    config: str | None = None
+    """A TOML file with any of these settings."""
+    model: str = "gpt-tiny"
+    """A model preset; the architecture's flags change it."""
+    architecture: ModelConfig = field(default_factory=GPTConfig)
+    data: str = TINYWORLD
+    """Labelled rows, a file or a name, as in llm.tasks.classify."""
+    text_column: str = "text"
+    """Column of the text; a number from 1 where there is no header line."""
+    label_column: str = "label"
+    """Column of the label, likewise."""
+    tokenizer: str = "bpe:4096"
+    """bpe:SIZE (learned from the texts), byte, gpt2, cl100k_base, o200k_base, or a saved one."""
+    texts: int = 256
+    """How many of the training rows are read in a pass."""
+    batch_size: tuple[int, ...] = (8,)
+    """Texts read at once, one or several numbers."""
+    turns: int = 5
+    """How often each program goes through them, in turns."""
+    precision: tuple[Literal["auto", "fp32", "bf16", "fp16"], ...] = ("auto",)
+    """Of matrix products, one or several."""
+    against: Literal["transformers"] | None = None
+    """Also measure the same classifier in transformers (extra `test`), pass by pass in turns."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    run: FolderConfig = field(default_factory=FolderConfig)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "texts", "turns")
+        not_empty(self, "precision", "batch_size")
+        if min(self.batch_size) < 1:
+            raise ValueError(f"batch_size={min(self.batch_size)} must be at least 1")
 
 
 def at_least(config: object, least: int, *names: str) -> None:

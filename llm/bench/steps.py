@@ -133,6 +133,7 @@ def transformers() -> ModuleType:
         raise ValueError("transformers, to compare with, is not installed; it is in the extra `test`: "
                          "pip install 'llm-training[test]'") from error
     transformers.logging.set_verbosity_error()   # it warns of a setting that no one made
+    transformers.logging.disable_progress_bar()
     return transformers
 
 

@@ -13,8 +13,6 @@ from llm.runtime import World
 from llm.tokenizers.ends import added_end
 from llm.tokenizers.tokenizer import Tokenizer
 
-WIDTH_STEP = 8   # rows of a batch differ at most by so many tokens where there are enough texts
-
 
 def encode(texts: Sequence[str], tokenizer: Tokenizer, *, context: int) -> tuple[list[list[int]], int]:
     """The ids of each text, no more than `context`, and how many texts were cut for that.
@@ -35,6 +33,17 @@ def encode(texts: Sequence[str], tokenizer: Tokenizer, *, context: int) -> tuple
     return [row[:room] + end for row in rows], sum(len(row) > room for row in rows)
 
 
+def batches_by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The numbers of all texts in batches of like lengths, the shortest first.
+
+    Example:
+        >>> [batch.tolist() for batch in batches_by_length([9, 2, 8, 1], 2)]
+        [[3, 1], [2, 0]]
+    """
+    order = np.argsort(lengths, kind="stable")
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+
 @torch.no_grad()
 def beliefs(model: Classifier, rows: Sequence[Sequence[int]], *, world: World, batch_size: int = 32) -> np.ndarray:
     """The probabilities of the classes for each text.
@@ -51,9 +60,7 @@ def beliefs(model: Classifier, rows: Sequence[Sequence[int]], *, world: World, b
         (texts, classes) float64.
     """
     found = np.empty((len(rows), len(model.labels)))
-    order = np.argsort([len(row) for row in rows], kind="stable")
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for chosen in batches_by_length([len(row) for row in rows], batch_size):
         lengths = torch.tensor([len(rows[number]) for number in chosen])
         inputs = torch.zeros((len(chosen), int(lengths.max())), dtype=torch.int64)
         for place, number in enumerate(chosen):

@@ -6,16 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llm.bench.config import DataBenchConfig, GenerateBenchConfig, TrainBenchConfig
+from llm.bench.config import ClassifyBenchConfig, DataBenchConfig, GenerateBenchConfig, TrainBenchConfig
 from llm.config import load_command
 from llm.models.config import model_preset
 from llm.tasks import entry
 from llm.train.run import keep_settings, open_run, record_environment
 
-Settings = TrainBenchConfig | GenerateBenchConfig | DataBenchConfig
+Settings = TrainBenchConfig | GenerateBenchConfig | ClassifyBenchConfig | DataBenchConfig
 
 COMMANDS: dict[str, type[Settings]] = {"train": TrainBenchConfig, "generate": GenerateBenchConfig,
-                                       "data": DataBenchConfig}
+                                       "classify": ClassifyBenchConfig, "data": DataBenchConfig}
 
 
 def parse(argv: Sequence[str] | None = None) -> Settings:
@@ -56,6 +56,11 @@ def measure(config: Settings, folder: Path) -> tuple[dict[str, Any], str]:
 
         rows = bench_generation(config)
         table = show_generation(rows)
+    elif isinstance(config, ClassifyBenchConfig):
+        from llm.bench.classification import bench_classification, show_classification
+
+        rows = bench_classification(config)
+        table = show_classification(rows)
     else:
         from llm.bench.tokens import bench_data, show_data
 

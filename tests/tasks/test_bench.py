@@ -17,6 +17,7 @@ SHORT = {
               "--memory", "none"],
     "generate": [*TINY, "--vocab-size", "61", "--prompt-tokens", "2", "--new-tokens", "2", "--rounds", "1",
                  "--precision", "fp32", "--memory", "none"],
+    "classify": [*TINY, "--texts", "4", "--turns", "1", "--precision", "fp32", "--tokenizer", "byte"],
     "data": [*TINY, "--megabytes", "0.01", "--tokenizer", "byte", "--workers", "1", "--context", "8", "--steps", "1"],
 }
 
@@ -85,7 +86,7 @@ def test_a_wrong_command_is_a_usage_error_with_a_hint(argv: list[str], message: 
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("command", ["train", "generate"])
+@pytest.mark.parametrize("command", ["train", "generate", "classify"])
 def test_without_transformers_one_line_says_so_and_nothing_is_left(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
