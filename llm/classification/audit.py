@@ -117,7 +117,7 @@ def tell(parts: Mapping[str, Labelled], lengths: Mapping[str, Sequence[int]], nu
     for name, rows in parts.items():
         if len(rows):
             low, middle, high = (int(value) for value in np.percentile(lengths[name], [0, 50, 100]))
-            about.append([name, str(len(rows)), shares(rows), str(repeated(rows)), str(contradictions(rows)),
+            about.append([name, f"{len(rows):,}", shares(rows), str(repeated(rows)), str(contradictions(rows)),
                           f"{low} / {middle} / {high}", str(num_cut[name])])
     between = overlaps(parts)
     for overlap in between:

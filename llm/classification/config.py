@@ -11,6 +11,7 @@ from llm.train.run import RunConfig
 DEFAULT_TOKENIZER = "bpe:2048"
 NEW_CONTEXT = 256    # of a model trained from nothing
 BPE_DROPOUT = 0.1    # likewise
+POSITIVE_NAMES = ("spam", "positive", "1", "yes", "true")   # of the class that is looked for, in any case
 
 
 def recipe() -> TrainConfig:
@@ -49,7 +50,8 @@ class ObjectiveConfig:
     """Which weights learn: head, last-block, last-N (blocks, with the final norm), all, or lora: adapters beside the
     weights, which stay as they are."""
     positive: str | None = None
-    """Of two classes the one looked for; default: the rarer one in training, else the later in the alphabet."""
+    """Of two classes the one looked for; default: one called spam, positive, 1, yes or true, else the rarer one in
+    training, else the later in the alphabet."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from llm.classification import metrics
 from llm.classification.judge import Judgement
 
 BLUE, RED, GREY = "#1f77b4", "#d62728", "#999999"
+OTHERS = ("#ff7f0e", "#2ca02c", GREY)   # of baselines
 MOST_NAMED = 12   # classes whose counts are written into the confusion matrix
 
 
@@ -74,14 +76,15 @@ def _curves(judgement: Judgement) -> metrics.Curve:
 
 
 def _roc(axes: Any, judgement: Judgement, others: Mapping[str, Judgement]) -> None:
-    for name, shown in {**others, "this classifier": judgement}.items():
+    for name, shown, color in [*zip(others, others.values(), cycle(OTHERS), strict=False),
+                               ("this classifier", judgement, BLUE)]:
         points = _curves(shown)
         if not points.true_positives[-1] or not points.false_positives[-1]:
             continue
         is_ours = shown is judgement
         axes.plot(points.false_positives / points.false_positives[-1],
                   points.true_positives / points.true_positives[-1], label=name, linewidth=2 if is_ours else 1,
-                  color=BLUE if is_ours else None, linestyle="-" if is_ours else "--")
+                  color=color, linestyle="-" if is_ours else "--")
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     axes.set_xlabel("share of other texts that are reported")
@@ -116,7 +119,7 @@ def _reliability(axes: Any, judgement: Judgement) -> None:
     axes.set_ylabel("share that is right")
     error = metrics.calibration_error(judgement.truth, judgement.probabilities)
     axes.set_title(f"calibration: {100 * error:.2f} points off on average", fontsize=10)
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
     axes.grid(alpha=0.25)
 
 

@@ -98,12 +98,13 @@ def _result(part: str, ours: Judgement, theirs: Judgement, name: str) -> str:
     found, other = ours.numbers(), theirs.numbers()
     wins = int(((ours.predicted == ours.truth) & (theirs.predicted != theirs.truth)).sum())
     losses = int(((ours.predicted != ours.truth) & (theirs.predicted == theirs.truth)).sum())
+    chance = metrics.sign_test(wins, losses)
     lines = [
-        f"Accuracy {percent(found['accuracy'])}% on {found['rows']} {part} rows ({found['errors']} errors; 95% "
+        f"Accuracy {percent(found['accuracy'])}% on {found['rows']:,} {part} rows ({found['errors']:,} errors; 95% "
         f"interval {percent(found['accuracy_low'])} to {percent(found['accuracy_high'])}).",
-        f"The best baseline, {name}, has {percent(other['accuracy'])}% ({other['errors']} errors). Of the rows that "
-        f"only one of the two gets right the classifier has {wins}, the baseline {losses}; chance alone parts equals "
-        f"so far with a probability of {metrics.sign_test(wins, losses):.2g}.",
+        f"The best baseline, {name}, has {percent(other['accuracy'])}% ({other['errors']:,} errors). Of the rows that "
+        f"only one of the two gets right the classifier has {wins:,}, the baseline {losses:,}; chance alone parts "
+        f"equals so far with a probability {f'of {chance:.2g}' if chance >= 1e-6 else 'below one in a million'}.",
     ]
     if part == "val":
         lines.append("There are no test rows: the checkpoint was chosen on these very rows, so the scores flatter it.")

@@ -35,7 +35,7 @@ def scores_table(judged: Mapping[str, Judgement]) -> str:
     for name, judgement in judged.items():
         found = judgement.numbers()
         rows.append([
-            name, str(found["rows"]), str(found["errors"]), percent(found["accuracy"]),
+            name, f"{found['rows']:,}", f"{found['errors']:,}", percent(found["accuracy"]),
             f"{percent(found['accuracy_low'])} to {percent(found['accuracy_high'])}", percent(found["f1_macro"]),
             percent(found["precision"]), percent(found["recall"]), percent(found["f1"]), percent(found["roc_auc"]),
             percent(found["pr_auc"]), f"{found['log_loss']:.4f}", percent(found["calibration_error"])])
@@ -47,14 +47,15 @@ def confusion_table(judgement: Judgement) -> str:
     """True classes in rows, predicted ones in columns."""
     names = list(judgement.names)
     return table(["true \\ predicted", *names],
-                 [[name, *map(str, row)] for name, row in zip(names, judgement.table.tolist(), strict=True)])
+                 [[name, *(f"{count:,}" for count in row)]
+                  for name, row in zip(names, judgement.table.tolist(), strict=True)])
 
 
 def class_table(judgement: Judgement) -> str:
     """Precision, recall and F1 of each class."""
     found = judgement.numbers()["per_class"]
     return table(["class", "rows", "precision", "recall", "F1"],
-                 [[name, str(row["rows"]), percent(row["precision"]), percent(row["recall"]), percent(row["f1"])]
+                 [[name, f"{row['rows']:,}", percent(row["precision"]), percent(row["recall"]), percent(row["f1"])]
                   for name, row in found.items()])
 
 

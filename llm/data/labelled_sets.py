@@ -15,7 +15,7 @@ from llm.data.tinyworld import messages
 log = logging.getLogger(__name__)
 
 TINYWORLD = "tinyworld-spam"
-TINYWORLD_ROWS = 1200
+TINYWORLD_ROWS = 15_000   # the rule of its messages, a conjunction, takes some thousand examples to be found
 SMS = "sms-spam"
 SMS_BALANCED = "sms-spam-balanced"
 SMS_COLUMNS = Columns(text="2", label="1", use_quotes=False)
@@ -34,6 +34,8 @@ class LabelledConfig:
     """Rows that choose checkpoint and threshold; default: a part of the training rows."""
     test_file: str | None = None
     """Rows that judge; default: a part of --data, or of --train-file where there is no --val-file either."""
+    rows: int = TINYWORLD_ROWS
+    """How many messages tinyworld-spam makes."""
     text_column: str = "text"
     """Column of the text, in any case; a number from 1 where there is no header line."""
     label_column: str = "label"
@@ -57,12 +59,22 @@ class LabelledConfig:
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(f"val_fraction={self.val_fraction} and test_fraction={self.test_fraction} leave nothing "
                              "to learn from")
+        if self.rows < 1:
+            raise ValueError(f"rows={self.rows} must be at least 1")
+        if self.rows != TINYWORLD_ROWS and not self.is_made:
+            raise ValueError(f"rows={self.rows} is for {TINYWORLD}, which is made on the spot, not for rows that are "
+                             "there; leave it out")
         if self.split_seed < 0:
             raise ValueError(f"split_seed={self.split_seed} must be at least 0")
         if self.train_file is None and (self.val_file or self.test_file):
             raise ValueError("--val-file and --test-file go with --train-file; name it too")
         if self.train_file is not None and self.data != TINYWORLD:
             raise ValueError(f"--data {self.data} and --train-file {self.train_file}: give one of them")
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the rows are made on the spot, in any number."""
+        return self.train_file is None and self.data == TINYWORLD
 
     @property
     def columns(self) -> Columns:
@@ -99,7 +111,7 @@ def load_parts(config: LabelledConfig) -> Parts:
         parts = parts._replace(train=kept)
     for name, part in parts._asdict().items():
         shares = ", ".join(f"{count:,} {label}" for label, count in sorted(Counter(part.labels).items()))
-        log.info("%s: %d rows%s", name, len(part), f" ({shares})" if shares else "")
+        log.info("%s: %s rows%s", name, f"{len(part):,}", f" ({shares})" if shares else "")
     return parts
 
 
@@ -133,7 +145,7 @@ def _from_files(config: LabelledConfig) -> Parts:
 
 def _from_name(config: LabelledConfig) -> Parts:
     if config.data == TINYWORLD:
-        made = list(messages(config.split_seed, "both", TINYWORLD_ROWS))
+        made = list(messages(config.split_seed, "both", config.rows))
         places = [f"{TINYWORLD}, message {number}" for number in range(1, len(made) + 1)]
         return split(Labelled([row["text"] for row in made], [row["label"] for row in made], places), config)
     if config.data == SMS_BALANCED:

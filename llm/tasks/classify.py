@@ -10,14 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.classification.config import ClassifyConfig, ObjectiveConfig, fine_recipe, lora_recipe
+from llm.classification.config import (
+    POSITIVE_NAMES,
+    ClassifyConfig,
+    ObjectiveConfig,
+    fine_recipe,
+    lora_recipe,
+    recipe,
+)
 from llm.config import load
 from llm.data.labelled import LABELLED_SUFFIXES, Labelled, read_labelled
 from llm.data.labelled_sets import Parts, check_labels, divide_rows, load_parts
 from llm.tasks import entry
 from llm.tasks.pretrain import check_experts, is_folder
 from llm.tasks.pretrain import choose_model as choose_architecture
-from llm.train.config import TrainConfig
 from llm.train.run import find_run, keep_settings, open_run, record_environment
 
 if TYPE_CHECKING:
@@ -34,18 +40,28 @@ def parse(argv: Sequence[str] | None = None) -> ClassifyConfig:
                     resume_file=lambda name: find_run("classify", name) / "run.toml")
 
     config = read(choose_model)
-    if config.objective.tune == "lora":   # which only now is known, and has another recipe
-        return read(lambda name: choose_model(name, lora_recipe()))
+    is_made, is_lora = config.data.is_made, config.objective.tune == "lora"
+    if is_made or is_lora:   # which only now is known, and has another recipe
+        return read(lambda name: choose_model(name, is_made=is_made, is_lora=is_lora))
     return config
 
 
-def choose_model(name: str, fine: TrainConfig | None = None) -> Mapping[str, Any]:
-    """What `--model` fixes: the architecture, and for weights that know a language already how they are trained on."""
-    fixed = choose_architecture(name)
-    if not is_folder(name):
-        return fixed
-    return {**fixed, "train": fine or fine_recipe(), "objective": ObjectiveConfig(
-        warm_up=0, language=0.0, token_dropout=0.0, tune="last-2")}
+def choose_model(name: str, *, is_made: bool = False, is_lora: bool = False) -> Mapping[str, Any]:
+    """What `--model` fixes: the architecture, and for weights that know a language already how they are trained on.
+
+    Args:
+        name: a preset or a folder.
+        is_made: whether the rows are made on the spot: instead of a few again and again, many are then read once.
+        is_lora: whether only adapters of those weights learn.
+    """
+    fixed = {**choose_architecture(name), "train": recipe(), "objective": ObjectiveConfig()}
+    if is_folder(name):
+        fixed["train"] = lora_recipe() if is_lora else fine_recipe()
+        fixed["objective"] = ObjectiveConfig(warm_up=0, language=0.0, token_dropout=0.0, tune="last-2")
+    if is_made:
+        fixed["train"] = replace(fixed["train"], epochs=1, eval_every=200)
+        fixed["objective"] = replace(fixed["objective"], warm_up=0, bpe_dropout=0.0, token_dropout=0.0)
+    return fixed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,13 +101,23 @@ def classify(config: ClassifyConfig, folder: Path, world: "World") -> int | None
         part = judged_part(judged)
         for who, judgement in judged[part].items():
             found = judgement.numbers()
-            log.info("%s%s: %s %.2f%% right, %d errors in %d rows", f"{name}, " if name else "", part, who,
-                     100 * found["accuracy"], found["errors"], found["rows"])
+            log.info("%s%s: %s %.2f%% right, %s in %s", f"{name}, " if name else "", part, who,
+                     100 * found["accuracy"], counted(found["errors"], "error"), counted(found["rows"], "row"))
     if len(done) > 1:
         found = write_summary(folder, done)
         log.info("mean accuracy %.2f%%, errors of each seed in %d rows: %s", 100 * found["mean"], found["rows"],
                  ", ".join(map(str, found["errors"])))
     return None
+
+
+def counted(count: int, word: str) -> str:
+    """A number and what is counted, as people write it.
+
+    Example:
+        >>> counted(1, "row"), counted(2000, "row")
+        ('1 row', '2,000 rows')
+    """
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def jobs(config: ClassifyConfig, parts: Parts) -> Iterator[tuple[str, int, Parts]]:
@@ -119,6 +145,10 @@ def positive_class(config: ClassifyConfig, parts: Parts) -> int:
         if wanted not in parts.names:
             raise ValueError(f"--positive {wanted} is not one of the labels {', '.join(parts.names)}")
         return parts.names.index(wanted)
+    plain = [name.casefold() for name in parts.names]
+    for name in POSITIVE_NAMES:
+        if name in plain:
+            return plain.index(name)
     counts = Counter(parts.train.labels)
     return min(range(len(parts.names)), key=lambda number: (counts[parts.names[number]], -number))
 

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 
 import llm
 from llm.checkpoint import load_classifier
+from llm.classification.config import ObjectiveConfig, recipe
+from llm.data.labelled import Labelled
+from llm.data.labelled_sets import Parts
 from llm.tasks import classify
 from llm.tokenizers.tokenizer import Tokenizer
 from tests.conftest import TINY as TINY_MODELS
@@ -67,8 +71,30 @@ def test_a_context_has_room_for_text_and_end() -> None:
 
 
 def test_the_default_needs_no_file() -> None:
-    assert run("--out", "run", "--context", "16", "--batch-size", "64") == 0
+    assert run("--rows", "600", "--out", "run", "--context", "16", "--batch-size", "64") == 0
     assert json.loads(Path("run/results.json").read_text(encoding="utf-8"))["test"]["majority"]["rows"] > 100
+
+
+def test_rows_that_are_made_bring_settings_of_their_own_which_flags_and_files_overrule() -> None:
+    made, read = classify.parse([]), classify.parse(["--data", "rows.csv"])
+    assert (made.train.epochs, made.objective.warm_up, made.objective.token_dropout) == (1, 0, 0.0)
+    assert (read.train, read.objective) == (recipe(), ObjectiveConfig())
+    assert replace(made.train, epochs=6, eval_every=50) == read.train
+    assert classify.parse(["--warm-up", "3", "--epochs", "9"]).objective.warm_up == 3
+    Path("mine.toml").write_text("[train]\nepochs = 9\n", encoding="utf-8")
+    assert classify.parse(["--config", "mine.toml"]).train.epochs == 9
+    assert classify.parse(["--train-file", "rows.csv"]).train == recipe()
+
+
+@pytest.mark.parametrize(("labels", "positive"), [
+    (["ham", "spam"], "spam"), (["ham", "spam", "spam"], "spam"), (["Spam", "ok", "Spam"], "Spam"),
+    (["0", "1", "1"], "1"), (["negative", "positive", "positive"], "positive"), (["no", "yes", "yes"], "yes"),
+    (["False", "True", "True"], "True"), (["a", "b", "b"], "a"), (["a", "b"], "b"), (["1", "spam", "spam"], "spam"),
+])
+def test_the_class_looked_for_is_called_so_or_is_rare_or_comes_later(labels: list[str], positive: str) -> None:
+    config = classify.parse(["--data", "rows.csv"])
+    parts = Parts(Labelled([""] * len(labels), labels, [""] * len(labels)), *[Labelled([], [], [])] * 2)
+    assert parts.names[classify.positive_class(config, parts)] == positive
 
 def test_a_file_of_new_texts_is_labelled(capsys: pytest.CaptureFixture[str]) -> None:
     run("--data", "rows.csv", "--out", "run")
@@ -145,6 +171,8 @@ def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
     (["--tokenizer", "char"], "--tokenizer char cannot read a character"),
     (["--model", "base", "--tokenizer", "gpt2"], "brings its own tokenizer; leave --tokenizer out"),
     (["--model", "bare"], "--model bare has no tokenizer.json"),
+    (["--data", "rows.csv", "--rows", "9"], "rows=9 is for tinyworld-spam, which is made on the spot"),
+    (["--data", "tinyworld-spam", "--rows", "0"], "rows=0 must be at least 1"),
     (["--balance", "0.1"], "balance=0.1 has no effect on a model without experts"),
     (["--seeds", "0"], "seeds=0 must be at least 1"),
     (["--folds", "1"], "folds=1 must be 2 or more"),
