@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from llm.classification.config import (
 )
 from llm.config import load
 from llm.data.labelled import LABELLED_SUFFIXES, Labelled, read_labelled
-from llm.data.labelled_sets import Parts, check_labels, divide_rows, load_parts
+from llm.data.labelled_sets import TINYWORLD, Parts, check_labels, divide_rows, load_parts
 from llm.tasks import entry
 from llm.tasks.pretrain import check_experts, is_folder
 from llm.tasks.pretrain import choose_model as choose_architecture
@@ -35,6 +36,11 @@ log = logging.getLogger("llm.tasks.classify")   # started as a command, __name__
 
 def parse(argv: Sequence[str] | None = None) -> ClassifyConfig:
     """The settings that a command line asks for."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    asked = {word.split("=")[0] for word in argv}
+    if "--train-file" in asked and "--data" not in asked:
+        argv += ["--data", TINYWORLD]   # the default: files of one's own replace the data that a preset names
+
     def read(choose: Callable[[str], Mapping[str, Any]]) -> ClassifyConfig:
         return load(ClassifyConfig, argv, prog="python -m llm.tasks.classify", choose_model=choose,
                     resume_file=lambda name: find_run("classify", name) / "run.toml")

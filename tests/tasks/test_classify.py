@@ -201,3 +201,10 @@ def test_the_books_recipe_has_the_books_settings() -> None:
     assert (config.objective.tune, config.context, config.tokenizer) == ("last-block", 120, "gpt2")
     assert (config.architecture.dim, config.architecture.num_layers) == (768, 12)
     assert classify.parse(["--config", "spam-scratch"]).data.data == "sms-spam-balanced"
+
+
+def test_files_of_ones_own_replace_the_data_of_a_preset_but_not_those_of_a_flag() -> None:
+    data = classify.parse(["--config", "book-ch06", "--train-file", "a.csv"]).data
+    assert (data.train_file, data.is_made) == ("a.csv", False)
+    with pytest.raises(ValueError, match=r"--data b\.csv and --train-file a\.csv: give one of them"):
+        classify.parse(["--train-file", "a.csv", "--data", "b.csv"])
