@@ -10,14 +10,19 @@ from llm.train.run import RunConfig
 
 DEFAULT_TOKENIZER = "bpe:2048"
 NEW_CONTEXT = 256    # of a model trained from nothing
-BPE_DROPOUT = 0.1    # likewise
+BPE_DROPOUT = 0.2    # likewise
 POSITIVE_NAMES = ("spam", "positive", "1", "yes", "true")   # of the class that is looked for, in any case
 
 
 def recipe() -> TrainConfig:
-    """How small models learn to classify from nothing."""
-    return TrainConfig(epochs=6, batch_size=16, optimizer="muon", lr=3e-3, schedule="linear", min_lr_ratio=0.0,
-                       dropout=0.1, eval_every=50, patience=0, keep=1)
+    """How small models learn to classify from nothing.
+
+    The last weights count, those after the learning rate has run out: a validation part of a hundred rows cannot tell
+    which of ten checkpoints is the best. In ten cross-validations over 1,194 rows the best by it made 292 errors in
+    sum, the last 271.
+    """
+    return TrainConfig(epochs=10, batch_size=16, optimizer="muon", lr=3e-3, schedule="linear", min_lr_ratio=0.0,
+                       dropout=0.1, eval_every=50, save_best=False, keep=1)
 
 
 def fine_recipe() -> TrainConfig:
@@ -39,12 +44,12 @@ class ObjectiveConfig:
     """Share of the target that is spread over all classes."""
     language: float = 1.0
     """Weight of the loss of predicting the texts themselves, for a text of mean length, beside 1 for its label."""
-    warm_up: int = 4
+    warm_up: int = 0
     """Epochs of predicting the training rows' texts before, without labels."""
     bpe_dropout: float | None = None
-    """Chance of a merge to be left out while a training text is cut into tokens, anew in every epoch; default: 0.1 for
+    """Chance of a merge to be left out while a training text is cut into tokens, anew in every epoch; default: 0.2 for
     a model trained from nothing whose tokenizer has merges, else 0."""
-    token_dropout: float = 0.1
+    token_dropout: float = 0.2
     """Chance of a token to be left out of a training text, anew in every epoch."""
     tune: str = "all"
     """Which weights learn: head, last-block, last-N (blocks, with the final norm), all, or lora: adapters beside the

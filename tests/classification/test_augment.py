@@ -63,7 +63,7 @@ def test_one_token_stays_and_no_more_than_the_context(tokenizer: Tokenizer) -> N
                    .values())
 
 
-@pytest.mark.parametrize(("wanted", "is_folder", "rate"), [(None, False, 0.1), (None, True, 0.0), (0.2, True, 0.2)])
+@pytest.mark.parametrize(("wanted", "is_folder", "rate"), [(None, False, 0.2), (None, True, 0.0), (0.1, True, 0.1)])
 def test_who_cuts_at_random(tokenizer: Tokenizer, wanted: float | None, is_folder: bool, rate: float) -> None:
     config = ClassifyConfig(objective=ObjectiveConfig(bpe_dropout=wanted))
     found = versions(config, TEXTS, tokenizer, context=9, is_folder=is_folder)

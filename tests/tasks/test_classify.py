@@ -77,9 +77,9 @@ def test_the_default_needs_no_file() -> None:
 
 def test_rows_that_are_made_bring_settings_of_their_own_which_flags_and_files_overrule() -> None:
     made, read = classify.parse([]), classify.parse(["--data", "rows.csv"])
-    assert (made.train.epochs, made.objective.warm_up, made.objective.token_dropout) == (1, 0, 0.0)
+    assert (made.train.epochs, made.objective.bpe_dropout, made.objective.token_dropout) == (1, 0.0, 0.0)
     assert (read.train, read.objective) == (recipe(), ObjectiveConfig())
-    assert replace(made.train, epochs=6, eval_every=50) == read.train
+    assert replace(made.train, epochs=10, eval_every=50) == read.train
     assert classify.parse(["--warm-up", "3", "--epochs", "9"]).objective.warm_up == 3
     Path("mine.toml").write_text("[train]\nepochs = 9\n", encoding="utf-8")
     assert classify.parse(["--config", "mine.toml"]).train.epochs == 9

@@ -11,6 +11,7 @@ import llm
     ({"muon_lr": 0.1}, "muon_lr=0.1 has no effect with optimizer=adamw"),
     ({"decay_fraction": 0.5}, "decay_fraction=0.5 is for schedule=wsd"),
     ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"), ({"seed": 2**63}, "must be below"),
+    ({"patience": 3, "save_best": False}, "would keep weights that have become worse"),
     ({"lr": float("nan"), "clip": -1.0}, "clip=-1.0 must be at least 0; lr=nan"),   # all at once
 ])
 def test_an_impossible_setting_is_named_with_its_rule(changes: dict[str, object], complaint: str) -> None:
