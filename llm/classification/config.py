@@ -46,6 +46,8 @@ class ObjectiveConfig:
     """Weight of the loss of predicting the texts themselves, for a text of mean length, beside 1 for its label."""
     warm_up: int = 0
     """Epochs of predicting the training rows' texts before, without labels."""
+    end_of_text: bool = True
+    """Put the end-of-text token behind each text, where the class is read; else it is read off the text's last."""
     bpe_dropout: float | None = None
     """Chance of a merge to be left out while a training text is cut into tokens, anew in every epoch; default: 0.2 for
     a model trained from nothing whose tokenizer has merges, else 0."""

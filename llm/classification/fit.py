@@ -29,7 +29,7 @@ from llm.objectives.classification import Classification
 from llm.objectives.language import NextToken
 from llm.runtime import World
 from llm.tokenizers.dropout import has_merges
-from llm.tokenizers.ends import with_end
+from llm.tokenizers.ends import added_end, with_end
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.train.logger import trackers
 from llm.train.trainer import Trainer
@@ -118,6 +118,8 @@ def new_decoder(
         if own is not None and config.tokenizer is not None:
             raise ValueError(f"--model {config.model} brings its own tokenizer; leave --tokenizer out")
         tokenizer = with_pad(own or make_tokenizer(config.tokenizer or "", list))
+        if config.objective.end_of_text and added_end(tokenizer) is None:
+            tokenizer = with_end(tokenizer)
         decoder.grow(tokenizer.vocab_size)
         return decoder, tokenizer
     name = config.tokenizer or preset_table(config.model).get("tokenizer", DEFAULT_TOKENIZER)
@@ -125,7 +127,7 @@ def new_decoder(
         raise ValueError("--tokenizer char cannot read a character that no training text has; use byte or bpe:SIZE")
     # the pattern takes numbers digit by digit, so that a new telephone number looks like the known ones
     tokenizer = with_pad(make_tokenizer(name, lambda: rows.texts, pattern="qwen2"))
-    if tokenizer.eos_id is not None:
+    if config.objective.end_of_text:
         tokenizer = with_end(tokenizer)
     architecture = replace(config.architecture, vocab_size=tokenizer.vocab_size,
                            context_length=config.context or NEW_CONTEXT)

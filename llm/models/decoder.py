@@ -16,6 +16,7 @@ from llm.losses import IGNORE_INDEX, next_token_loss_sum, token_log_likelihood
 from llm.models.config import ModelConfig
 from llm.models.routing import summarize
 from llm.nn import Attention, AttentionPlan, KVCache, RouterReport, Routing, plan_attention
+from llm.nn.attention import take_places
 from llm.nn.cache import LayerCache
 from llm.nn.norm import compute_dtype
 
@@ -58,7 +59,10 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """(B, T, C) to (B, T, C), and the routing where there are experts; arguments as of `Attention.forward`."""
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), plan, rope, cache))
+        mixed = self.attention(self.attention_norm(hidden), plan, rope, cache)
+        if plan.places is not None:
+            hidden = take_places(hidden, plan.places)   # (B, 1, C), all that is left to do
+        hidden = hidden + self.dropout(mixed)
         change, routing = self.feed_forward(self.mlp_norm(hidden))
         return hidden + self.dropout(change), routing
 
@@ -203,7 +207,11 @@ class Decoder(nn.Module):
         if rope is not None:   # cast once for all layers
             rope = rope[0].to(compute_dtype(hidden)), rope[1].to(compute_dtype(hidden))
         routings: list[Routing] = []
+        # of the last block nothing but those places is read; experts, though, are balanced over all tokens
+        is_narrow = places is not None and cache is None and segment_ids is None and not self.config.expert_count
         for layer, block in enumerate(self.blocks):
+            if places is not None and is_narrow and layer == len(self.blocks) - 1:
+                plan = plan.at(places)
             if self.use_checkpointing and self.training and cache is None:
                 hidden, routing = checkpoint(block, hidden, plan, rope, use_reentrant=False)
             else:
@@ -212,8 +220,8 @@ class Decoder(nn.Module):
                 routings.append(routing)
         if cache is not None:
             cache.length += length
-        if places is not None:
-            hidden = hidden[torch.arange(len(hidden), device=hidden.device), places][:, None]   # (B, 1, C)
+        if places is not None and not is_narrow:
+            hidden = take_places(hidden, places)   # (B, 1, C)
         return hidden, routings
 
     @torch.no_grad()

@@ -32,6 +32,23 @@ class AttentionPlan(NamedTuple):
     segment_ids: Tensor | None   # (B, T) int64, packed documents; never together with a cache
     window: int | None           # a query sees its own slot and the window - 1 before it; None: all before it
     mask: Tensor | None          # (B or 1, 1, T, S) bool, True = visible; for `fused_attention`, which explains None
+    places: Tensor | None = None   # (B,) int64, the one token of each row that asks; slots and mask are then its own
+
+    def at(self, places: Tensor) -> "AttentionPlan":
+        """The plan of a layer in which one token of each row asks and all answer, since nobody reads the others.
+
+        Args:
+            places: (B,) int64 in [0, T). Rows must neither be packed nor go on from a cache.
+
+        Example:
+            >>> plan_attention(3).at(torch.tensor([0, 1])).mask[:, 0, 0]
+            tensor([[ True, False, False],
+                    [ True,  True, False]])
+        """
+        assert self.segment_ids is None and self.start == 0, "neither packed rows nor a cache"
+        slots = self.slots.expand(len(places), -1).gather(1, places[:, None])   # (B, 1)
+        mask = _visible(slots, torch.arange(self.first_key, self.num_keys, device=slots.device), self.window)
+        return self._replace(slots=slots, mask=mask[:, None], places=places)
 
 
 def plan_attention(
@@ -83,13 +100,22 @@ def plan_attention(
     if is_plain and segment_ids is None and (window is None or num_keys <= window or num_queries == 1):
         first_key = 0 if window is None else max(0, num_keys - window)
         return AttentionPlan(slots, start, first_key, num_keys, segment_ids, window, mask=None)
-    distance = slots[:, :, None] - torch.arange(num_keys, device=device)   # (B or 1, T, S), negative for later keys
-    mask = distance >= 0
-    if window is not None:
-        mask = mask & (distance < window)
+    mask = _visible(slots, torch.arange(num_keys, device=device), window)
     if segment_ids is not None:
         mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
     return AttentionPlan(slots, start, 0, num_keys, segment_ids, window, mask[:, None])   # (B or 1, 1, T, S)
+
+
+def _visible(slots: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Which of the slots `keys` (S,) the queries in `slots` (B or 1, T) see: (B or 1, T, S) bool."""
+    distance = slots[:, :, None] - keys   # negative for later keys
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+def take_places(x: Tensor, places: Tensor) -> Tensor:
+    """One token of each row: (B or 1, T, ...) at (B,) to (B, 1, ...)."""
+    rows = torch.arange(len(places), device=places.device) if len(x) > 1 else 0
+    return x[rows, places][:, None]
 
 
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
@@ -208,15 +234,20 @@ class Attention(nn.Module):
             cache: this layer's cache, written in place; earlier tokens are read from it.
 
         Returns:
-            (B, T, C).
+            (B, T, C), or (B, 1, C) where the plan lets one token of each row ask.
         """
         if plan is None:
             plan = plan_attention(x.shape[1], device=x.device)
-        q = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, H, T, D)
+        asking = x if plan.places is None else take_places(x, plan.places)
+        q = self.q_norm(self.q_proj(asking).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, H, T or 1, D)
         k = self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, G, T, D)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)   # (B, G, T, D)
         if rope is not None:
-            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+            cos, sin = rope
+            k = apply_rope(k, cos, sin)
+            if plan.places is not None:
+                cos, sin = (take_places(table[:, 0], plan.places)[:, None] for table in rope)   # (B, 1, 1, D)
+            q = apply_rope(q, cos, sin)
         if cache is not None:
             k, v = cache.write(k, v, slots=plan.slots, start=plan.start, first_key=plan.first_key,
                                num_keys=plan.num_keys)   # (B, G, S, D)

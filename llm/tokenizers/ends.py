@@ -33,10 +33,11 @@ def with_end(tokenizer: Tokenizer) -> Tokenizer:
     """The same tokenizer with its end-of-text token behind every text.
 
     Raises:
-        ValueError: if it has no end-of-text token.
+        ValueError: if it has no end-of-text token, or is one that only the package `tokenizers` can run.
     """
-    if tokenizer.eos_token is None:
-        raise ValueError("the tokenizer has no end-of-text token to put behind a text")
+    if tokenizer.eos_token is None or type(tokenizer) is not Tokenizer:
+        raise ValueError("the tokenizer has no end-of-text token that can be put behind every text; choose "
+                         "--no-end-of-text")
     end = tokenizer.eos_token
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     stop = {"SpecialToken": {"id": end, "type_id": 0}}

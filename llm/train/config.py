@@ -111,8 +111,8 @@ class TrainConfig:
         if self.decay_fraction != 0.2 and self.schedule != "wsd":
             found.append(f"decay_fraction={self.decay_fraction} is for schedule=wsd, not {self.schedule}; leave it out")
         if self.patience and not self.save_best:
-            found.append(f"patience={self.patience} with save_best=False would keep weights that have become worse; add "
-                         "--save-best")
+            found.append(f"patience={self.patience} with save_best=False would keep weights that have become worse; "
+                         "add --save-best")
         if self.seed >= 2**63:
             found.append(f"seed={self.seed} must be below 2^63")
         if self.eval_tokens is not None and self.eval_tokens < 1:

@@ -1,5 +1,7 @@
 """Laws of whole models: what a token may see, and that every way through the model gives the same numbers."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from llm.losses import IGNORE_INDEX
 from llm.models.build import build_model
 from llm.models.config import GPTConfig, ModelConfig
 from llm.models.decoder import Decoder
-from llm.nn import naive_attention
+from llm.nn import fused_attention, naive_attention
 from tests.conftest import TINY, random_ids, random_model
 
 
@@ -32,6 +34,29 @@ def test_naive_and_fused_attention_agree_in_logits_and_gradients(tiny_config: Mo
         loss.backward()
     for one, other in zip(fused.parameters(), naive.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, atol=2e-5)   # gradients of size 1 to 10
+
+
+@pytest.mark.parametrize("attend", [fused_attention, naive_attention])
+def test_one_place_of_each_row_is_as_in_the_whole_and_so_are_its_gradients(
+        tiny_config: ModelConfig, attend: Callable[..., torch.Tensor]) -> None:
+    """Although the last block then computes nothing else, but where experts are to be balanced over all tokens."""
+    models, ids, places = (random_model(tiny_config), random_model(tiny_config)), random_ids(4, 9), [8, 0, 3, 6]
+    widths = []
+    models[1].blocks[-1].mlp_norm.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    for model in models:
+        for block in model.blocks:
+            block.attention.attend = attend
+    whole = models[0].trunk(ids)[0][torch.arange(4), places]
+    asked, routings = models[1].trunk(ids, places=torch.tensor(places))
+    assert torch.allclose(asked[:, 0], whole, atol=1e-5)
+    assert widths == [9 if tiny_config.expert_count else 1]
+    assert all(routing.logits.shape[1] == 9 for routing in routings)
+    weights = torch.randn(whole.shape, generator=torch.Generator().manual_seed(1))
+    for hidden in (whole, asked[:, 0]):
+        (hidden * weights).sum().backward()
+    for (name, one), (_, other) in zip(models[0].named_parameters(), models[1].named_parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None), name
+        assert one.grad is None or torch.allclose(one.grad, other.grad, atol=2e-5), name
 
 
 def test_tokens_beyond_the_window_of_every_layer_have_no_influence() -> None:
