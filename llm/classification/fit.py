@@ -209,6 +209,8 @@ def freeze(model: Classifier, config: ClassifyConfig, generator: torch.Generator
         lora = config.lora
         inject(decoder, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout,
                targets=lora.lora_targets or None, last_blocks=lora.lora_last_blocks or None, generator=generator)
+        learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        log.info("adapters and scores: %s parameters learn", f"{learning:,}")
 
 
 def keep_merged(model: Classifier, tokenizer: Tokenizer, folder: Path) -> None:

@@ -56,6 +56,9 @@ def test_a_run_keeps_adapters_and_at_its_end_a_whole_model(family: str, capsys: 
     assert not {"model.safetensors", "generation_config.json"} & set(names("run/checkpoints/step-00000007"))
     saved = read_tensors(Path("run/checkpoints/step-00000007/adapter_model.safetensors"))
     assert {name.split(".")[-2] for name in saved} == {"lora_A", "lora_B", "score"}
+    if family == "llama":   # GPT-2's three in one are written with zeros between them
+        learned = sum(tensor.numel() for tensor in saved.values())
+        assert f"{learned:,} parameters learn" in Path("run/train.log").read_text(encoding="utf-8")
     merged = state_of("run/checkpoints/merged")
     again = state_of("run")   # the step, upon its base
     assert merged.keys() == again.keys() and all(torch.equal(again[name], merged[name]) for name in again)
