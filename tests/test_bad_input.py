@@ -99,7 +99,7 @@ DATA: list[tuple[str, Prepare, str, int, str]] = [
     ("binary file", write("b.txt", bytes(range(128))), "--data b.txt", 1, "b.txt holds NUL characters and .* give"),
     ("invalid UTF-8", write("b.txt", b"abc\xffdef"), "--data b.txt", 1, r"b.txt is not UTF-8 text \(byte 3 is 0xff\); "
      "convert it"),
-    ("one character", write("b.txt", "x"), "--data b.txt", 1, "the text has only 1 characters, too short .* give more"),
+    ("one character", write("b.txt", "x"), "--data b.txt", 1, "the text, of length 1, is too short .* give more"),
     ("too short a text", write("b.txt", "xyzab"), "--data b.txt", 1, "b.txt gives 1 token for validation, and .* give"),
     ("context longer than the data", nothing, "--context 999", 1, "--context 999 is longer than the training text, "
      "which has 550 tokens; give more text, or --context 549 at most"),

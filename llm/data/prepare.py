@@ -163,7 +163,7 @@ def _plan_split(survey: Survey, source: TextSource, fraction: float) -> tuple[li
     length = sum(len(piece.text) for piece in _not_blank(source, survey))
     cut = int(length * (1 - fraction))
     if not 0 < cut < length:
-        raise ValueError(f"the text has only {length} characters, too short to hold out {fraction:.0%} of it; "
+        raise ValueError(f"the text, of length {length}, is too short to hold out {fraction:.0%} of it; "
                          "give more text")
     return [False] * len(survey.keys), cut
 

@@ -121,7 +121,7 @@ def split_documents(documents: list[str], *, fraction: float) -> tuple[list[str]
         text = documents[0]
         cut = int(len(text) * (1 - fraction))
         if not 0 < cut < len(text):
-            raise ValueError(f"the text has only {len(text)} characters, too short to hold out {fraction:.0%} of it; "
+            raise ValueError(f"the text, of length {len(text)}, is too short to hold out {fraction:.0%} of it; "
                              "give more text or --val FILE")
         return [text[:cut]], [text[cut:]]
     is_val = held_out([unit_hash(hashlib.sha256(document.encode())) for document in documents], fraction=fraction)
@@ -188,7 +188,7 @@ def decoded_blocks(path: Path) -> Iterator[tuple[str, bool]]:
             except UnicodeDecodeError as error:
                 place = num_read + error.start - (len(error.object) - len(block))
                 raise ValueError(f"{path} is not UTF-8 text (byte {place} is {error.object[error.start]:#04x}); "
-                                 "convert it, or give a token file that ends in .bin") from error
+                                 "convert it: iconv -f ENCODING -t utf-8") from error
             if "\x00" in text:
                 raise ValueError(f"{path} holds NUL characters and looks like a binary file; give UTF-8 text")
             yield text, not following

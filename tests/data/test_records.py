@@ -122,7 +122,7 @@ def test_the_cut_counts_characters_not_bytes() -> None:
 
 
 def test_a_document_too_short_to_cut_is_refused() -> None:
-    with pytest.raises(ValueError, match="only 1 characters, too short to hold out 10% of it; give more text or --val"):
+    with pytest.raises(ValueError, match="of length 1, is too short to hold out 10% of it; give more text or --val"):
         split_documents(["a"], fraction=0.1)
 
 
