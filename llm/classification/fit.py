@@ -47,6 +47,7 @@ class Fitted(NamedTuple):
     probabilities: dict[str, np.ndarray]   # part to (rows, classes)
     lengths: dict[str, list[int]]          # part to the tokens that are read of each row
     num_cut: dict[str, int]                # part to the rows that are longer than that
+    num_trained: int                       # parameters that learned
     train_s: float                         # seconds in training steps, warm-up included
     texts_per_s: float                     # in prediction
     stop_signal: int | None
@@ -72,6 +73,7 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
         train_s, stop_signal = warm_up(config, decoder, tokenizer, parts.train, folder / "warm-up", world)
     model = Classifier(decoder, labels=parts.names, pad_id=tokenizer.pad_id, generator=generator)
     freeze(model, config, generator)
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     mean_length = float(np.mean([len(row) for row in rows["train"]]))
     version = versions(config, parts.train.texts, tokenizer, context=context, is_folder=is_folder)
     weights = balanced_weights(parts.train.labels, parts.names) if config.data.class_balance == "weights" else None
@@ -104,7 +106,7 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     probabilities = {name: beliefs(model, part, world=world) for name, part in rows.items()}
     texts_per_s = sum(map(len, rows.values())) / (time.perf_counter() - started)
     return Fitted(model, tokenizer, probabilities, {name: [*map(len, part)] for name, part in rows.items()}, num_cut,
-                  train_s, texts_per_s, stop_signal)
+                  num_trained, train_s, texts_per_s, stop_signal)
 
 
 def new_decoder(

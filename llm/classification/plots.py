@@ -1,4 +1,4 @@
-"""One picture of a judgement: confusion matrix, ROC and precision-recall curves, calibration, and how sure it is."""
+"""One picture of a judgement: confusion matrix, ROC curve, calibration, and how sure it is."""
 
 import os
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def draw(path: Path, judgement: Judgement, others: Mapping[str, Judgement], *, t
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(10, 9), dpi=120)
-    figure.suptitle(title if title.isascii() else "")   # the default font knows no Chinese
+    figure.suptitle(title)
     _confusion(axes[0, 0], judgement)
     _roc(axes[0, 1], judgement, others)
     _reliability(axes[1, 0], judgement)
@@ -46,7 +46,9 @@ def draw(path: Path, judgement: Judgement, others: Mapping[str, Judgement], *, t
 
 
 def _label(name: str, number: int) -> str:
-    return name if name.isascii() and len(name) < 16 else f"class {number}"
+    """A name that the default font can write, which knows no Chinese, and takes what stands between $ for a formula."""
+    is_plain = name.isascii() and name.isprintable() and "$" not in name
+    return name if is_plain and len(name) < 16 else f"class {number}"
 
 
 def _confusion(axes: Any, judgement: Judgement) -> None:
@@ -90,7 +92,8 @@ def _roc(axes: Any, judgement: Judgement, others: Mapping[str, Judgement]) -> No
     axes.set_xlabel("share of other texts that are reported")
     axes.set_ylabel("share of the class that is found")
     axes.set_title("ROC", fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
+    if axes.get_lines():   # none where all texts are of one class
+        axes.legend(loc="lower right", fontsize=8)
     axes.grid(alpha=0.25)
     curves = [line.get_data() for line in axes.get_lines()]
     # good classifiers differ in the corner; worse ones would run behind a picture of it

@@ -36,9 +36,9 @@ def judge_all(config: ClassifyConfig, parts: Parts, fitted: Fitted, positive: in
     truth = {name: np.array([numbers[label] for label in part.labels], dtype=np.int64)
              for name, part in parts._asdict().items() if len(part)}
     baselines = fitted_baselines(parts.train.texts, truth["train"].tolist(), num_classes=len(names))
-    threshold = None
-    if len(names) == 2:
-        threshold = metrics.best_threshold(truth["val"] == positive, fitted.probabilities["val"][:, positive])
+    threshold, is_positive = None, truth["val"] == positive
+    if len(names) == 2 and 0 < is_positive.sum() < len(is_positive):   # of one class alone nothing can be chosen
+        threshold = metrics.best_threshold(is_positive, fitted.probabilities["val"][:, positive])
     found: dict[str, dict[str, Judgement]] = {}
     for part, true in truth.items():
         ours = Judgement(true, fitted.probabilities[part], names, positive)
@@ -63,24 +63,36 @@ def write_report(folder: Path, config: ClassifyConfig, parts: Parts, fitted: Fit
         scores[f"{beaten}, rows that are new"] = judged[part][beaten].take(is_new)
     others = {f"{name}, {OURS}": found[OURS] for name, found in judged.items() if name != part}
     size = sum(parameter.numel() for parameter in fitted.model.parameters())
-    learning = sum(parameter.numel() for parameter in fitted.model.parameters() if parameter.requires_grad)
+    chosen = [name for name, is_so in (("checkpoint", config.train.save_best), ("threshold", CHOSEN in judged[part]))
+              if is_so and part == "val"]
     sections = {
-        "Result": _result(part, best, judged[part][beaten], beaten),
+        "Result": _result(part, best, judged[part][beaten], beaten, chosen),
         f"Scores on the {part} rows": scores_table(scores) + "\n\n" + _legend(best, judged[part].get(CHOSEN)),
         "On the other rows": scores_table(others),
         "Classes": class_table(best) + "\n\n" + confusion_table(best) + "\n\n![Judgement](judgement.png)",
         "The surest mistakes": mistakes(best, rows),
         "The rows": tell(parts._asdict(), fitted.lengths, fitted.num_cut),
-        "The model": f"`{config.model}`, {size:,} parameters, of which {learning:,} were trained; seed "
+        "The model": f"`{config.model}`, {size:,} parameters, of which {fitted.num_trained:,} were trained; seed "
                      f"{config.train.seed}; {fitted.train_s:.0f} s in training steps, {fitted.texts_per_s:,.0f} "
                      "texts/s in prediction. All settings: run.toml.",
     }
     text = "# Classification\n" + "".join(f"\n## {name}\n\n{body}\n" for name, body in sections.items())
     (folder / "report.md").write_text(text, encoding="utf-8")
+    results = {name: {who: judgement.numbers() for who, judgement in found.items()} for name, found in judged.items()}
+    _write_results(folder, results)
     draw(folder / "judgement.png", best, {name: judgement for name, judgement in judged[part].items()
                                           if name not in (OURS, CHOSEN, "majority")}, title=f"{part} rows")
-    results = {name: {who: judgement.numbers() for who, judgement in found.items()} for name, found in judged.items()}
-    (folder / "results.json").write_text(json.dumps(results, indent=1, default=float) + "\n", encoding="utf-8")
+
+
+def _write_results(folder: Path, results: Mapping[Any, Any]) -> None:
+    """results.json; a score that is undefined, such as the recall of a class without rows, is null."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        return None if isinstance(value, float) and np.isnan(value) else value
+
+    text = json.dumps(plain(results), indent=1, default=float, allow_nan=False)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
 
 
 def judged_part(judged: Mapping[str, Any]) -> str:
@@ -94,7 +106,7 @@ def strongest(judged: Mapping[str, Judgement]) -> str:
     return min(names, key=lambda name: judged[name].numbers()["errors"])
 
 
-def _result(part: str, ours: Judgement, theirs: Judgement, name: str) -> str:
+def _result(part: str, ours: Judgement, theirs: Judgement, name: str, chosen: Sequence[str]) -> str:
     found, other = ours.numbers(), theirs.numbers()
     wins = int(((ours.predicted == ours.truth) & (theirs.predicted != theirs.truth)).sum())
     losses = int(((ours.predicted != ours.truth) & (theirs.predicted == theirs.truth)).sum())
@@ -106,8 +118,9 @@ def _result(part: str, ours: Judgement, theirs: Judgement, name: str) -> str:
         f"only one of the two gets right the classifier has {wins:,}, the baseline {losses:,}; chance alone parts "
         f"equals so far with a probability {f'of {chance:.2g}' if chance >= 1e-6 else 'below one in a million'}.",
     ]
-    if part == "val":
-        lines.append("There are no test rows: the checkpoint was chosen on these very rows, so the scores flatter it.")
+    if chosen:
+        lines.append(f"There are no test rows: the {' and the '.join(chosen)} {'was' if len(chosen) == 1 else 'were'} "
+                     "chosen on these very rows, so the scores flatter.")
     return " ".join(lines)
 
 
@@ -156,7 +169,7 @@ def write_summary(
                 percent(pooled[seed][OURS]["f1"])] for seed in seeds]),
         "The reports of the single fits stand in their folders."])
     (folder / "report.md").write_text(text + "\n", encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(pooled, indent=1, default=float) + "\n", encoding="utf-8")
+    _write_results(folder, pooled)
     return {"mean": float(np.mean([pooled[seed][OURS]["accuracy"] for seed in seeds])), "rows": rows,
             "errors": [pooled[seed][OURS]["errors"] for seed in seeds]}
 

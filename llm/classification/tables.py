@@ -21,7 +21,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         | 1 | 2\\|3 |
     """
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A text on one line in which nothing means something to Markdown's tables or to HTML."""
+    return " ".join(text.split("\n")).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def percent(value: float) -> str:

@@ -135,7 +135,7 @@ def _table_rows(path: Path, columns: Columns) -> Iterator[Row]:
     try:
         yield from _rows_of(path, reader, columns)
     except csv.Error as error:
-        quotes = "; a quote that nobody closes? --no-use-quotes takes quotes as they stand" if use_quotes else ""
+        quotes = "; a quote that nobody closes? --use-quotes False takes quotes as they stand" if use_quotes else ""
         raise ValueError(f"{path}, line {reader.line_num}: {error}{quotes}") from error
     finally:
         csv.field_size_limit(before)
@@ -160,9 +160,14 @@ def _rows_of(path: Path, reader: Any, columns: Columns) -> Iterator[Row]:
         if not fields:
             continue   # an empty line
         width = len(fields) if width is None else width
-        if len(fields) != width or max(places) >= width:
-            raise ValueError(f"{path}, line {begin}: {len(fields)} columns instead of {max(width, max(places) + 1)}; "
-                             f"a {'comma' if path.suffix.lower() == '.csv' else 'tab'} inside a text must be in quotes")
+        separator, quoting = ("comma", "") if path.suffix.lower() == ".csv" else ("tab", ", with --use-quotes True")
+        if max(places) >= width:
+            raise ValueError(f"{path}, line {begin}: there is no column {max(places) + 1}, only {width}; --text-column "
+                             f"and --label-column count from 1, and a {separator} ends a column")
+        if len(fields) != width:
+            found = f"{len(fields)} column{'s' * (len(fields) != 1)}"
+            raise ValueError(f"{path}, line {begin}: {found} instead of {width}; a {separator} inside a text must be in "
+                             f"quotes{quoting}")
         yield Row(begin, fields[places[0]], fields[places[1]] if columns.label is not None else None)
 
 
@@ -211,14 +216,16 @@ def find_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> li
     for name in wanted:
         near = [column for column in header if column.strip().casefold() == name.strip().casefold()]
         exact = [column for column in header if column == name] or near
-        among = f"among {shorten(', '.join(map(repr, header)), 200) or 'none'}"
+        if not header:
+            raise ValueError(f"{path} is empty; its first line must name the columns")
+        among = f"among {shorten(', '.join(map(repr, header)), 200)}"
         if len(exact) > 1:
             raise ValueError(f"{path}, line 1: {len(exact)} columns called {name!r} {among}; rename all but one")
         if not exact:
             is_one = len(header) == 1 and re.search(r"[;\t|,]", header[0])
+            near_names = did_you_mean(name, [shorten(column, 60) for column in header])
             remedy = ("is it a table with another separator? A .csv file has commas, a .tsv file tabs" if is_one else
-                      f"{did_you_mean(name, header)} (--text-column, --label-column; numbers from 1 where there is no "
-                      "header)")
+                      f"{near_names} (--text-column, --label-column; numbers from 1 where there is no header)")
             raise ValueError(f"{path}, line 1: no column {name!r} {among}; {remedy}")
         if exact[0] in found:
             raise ValueError(f"{path}: text and label are both to be read from column {exact[0]!r}; "

@@ -96,12 +96,12 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "label,body\nham,a\n", r"a.csv, line 1: no column 'text' among 'label', 'body'"),
     ("a.csv", "text,body\na,b\n", r"no column 'label' among 'text', 'body'"),
     ("a.csv", "label,text,text\nham,a,b\n", r"2 columns called 'text'"),
-    ("a.csv", "", r"no column 'text' among none"),
+    ("a.csv", "", r"a.csv is empty; its first line must name the columns"),
     ("a.csv", "label,text\n", r"a.csv holds no row to use"),
     ("a.csv", "label,text\n,a\n,b\n", r"no row to use: rows left out: 2 without a label \(the first in line 2\)"),
     ("a.csv", "label,text\nham,a\nham,b,c\n", r"a.csv, line 3: 3 columns instead of 2; a comma inside a text must be"),
-    ("a.tsv", "label\ttext\nham\n", r"a.tsv, line 2: 1 columns instead of 2; a tab inside"),
-    ("a.csv", 'label,text\nham,"a\nspam,b\n', r"a.csv, line 3: .*a quote that nobody closes\? --no-use-quotes"),
+    ("a.tsv", "label\ttext\nham\n", r"a.tsv, line 2: 1 column instead of 2; a tab .* quotes, with --use-quotes"),
+    ("a.csv", 'label,text\nham,"a\nspam,b\n', r"a.csv, line 3: .*a quote that nobody closes\? --use-quotes False"),
     ("a.csv", 'label,text\nham,"a"b\n', r"a.csv, line 2: .*a quote that nobody closes"),
     ("a.csv", "label,text\nham,a\n".encode("utf-16"), r"a.csv is not UTF-8 text \(byte 0 is 0xff\)"),
     ("a.csv", "label,text\nham,caf\xe9\n".encode("latin-1"), r"a.csv is not UTF-8 text \(byte 18 is 0xe9\)"),
@@ -155,7 +155,7 @@ def test_what_is_not_there_or_has_no_header_says_so() -> None:
         read_labelled(Path("gone.csv"), SHOWN)
     with pytest.raises(ValueError, match="numbered from 1"):
         read_labelled(write("a.csv", "ham,a\n"), Columns(text="0", label="1"))
-    with pytest.raises(ValueError, match="line 1: 2 columns instead of 3"):
+    with pytest.raises(ValueError, match="line 1: there is no column 3, only 2"):
         read_labelled(write("a.csv", "ham,a\n"), Columns(text="3", label="1"))
 
 
