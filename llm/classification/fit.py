@@ -110,7 +110,7 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
 def new_decoder(
     config: ClassifyConfig, rows: Labelled, generator: torch.Generator, *, is_folder: bool
 ) -> tuple[Decoder, Tokenizer]:
-    """What reads the texts, new or somebody's, and a tokenizer whose padding is no text."""
+    """What reads the texts, new or somebody's; and a tokenizer that pads with no text and knows the context."""
     if is_folder:
         decoder, own = load_model(config.model, dropout=config.train.dropout)
         if own is None and config.tokenizer is None:
@@ -121,6 +121,8 @@ def new_decoder(
         if config.objective.end_of_text and added_end(tokenizer) is None:
             tokenizer = with_end(tokenizer)
         decoder.grow(tokenizer.vocab_size)
+        reach = decoder.config.context_length
+        tokenizer.max_length = min(config.context or reach, reach)
         return decoder, tokenizer
     name = config.tokenizer or preset_table(config.model).get("tokenizer", DEFAULT_TOKENIZER)
     if name == "char":
@@ -129,8 +131,8 @@ def new_decoder(
     tokenizer = with_pad(make_tokenizer(name, lambda: rows.texts, pattern="qwen2"))
     if config.objective.end_of_text:
         tokenizer = with_end(tokenizer)
-    architecture = replace(config.architecture, vocab_size=tokenizer.vocab_size,
-                           context_length=config.context or NEW_CONTEXT)
+    tokenizer.max_length = config.context or NEW_CONTEXT
+    architecture = replace(config.architecture, vocab_size=tokenizer.vocab_size, context_length=tokenizer.max_length)
     return build_model(architecture, dropout=config.train.dropout, generator=generator), tokenizer
 
 
@@ -164,8 +166,7 @@ def with_pad(tokenizer: Tokenizer) -> Tokenizer:
             token = {"id": pad_id, "content": PAD, **flags, "special": True}
             source = {**source, "added_tokens": [*source.get("added_tokens", []), token]}
         vocabulary = replace(vocabulary, special_tokens={**vocabulary.special_tokens, PAD: pad_id}, source=source)
-    return Tokenizer(vocabulary, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, pad_token=PAD,
-                     chat_template=tokenizer.chat_template)
+    return Tokenizer(vocabulary, **{**tokenizer.settings, "pad_token": PAD})
 
 
 def warm_up(

@@ -225,7 +225,9 @@ def predict(config: ClassifyConfig) -> int:
     model, tokenizer = load_classifier(config.model, device=world.device)
     if tokenizer is None:
         raise ValueError(f"--model {config.model} has no tokenizer.json beside the classifier")
-    ids, num_cut = encode(rows.texts, tokenizer, context=config.context or model.config.context_length)
+    reach = model.config.context_length
+    context = min(config.context or tokenizer.max_length or reach, reach)
+    ids, num_cut = encode(rows.texts, tokenizer, context=context)
     if num_cut:
         log.warning("%d texts are longer than the context and were cut", num_cut)
     for text, row in zip(rows.texts, beliefs(model, ids, world=world), strict=True):
