@@ -172,6 +172,41 @@ def test_a_resumed_run_ends_as_an_unbroken_one() -> None:
     assert Path("broken/report.md").exists()
 
 
+def test_a_refused_resume_changes_nothing_and_the_run_goes_on_as_if_it_had_not_been() -> None:
+    run("--data", "rows.csv", "--out", "run")
+    kept = ("run.toml", "environment.json", "metrics.jsonl", "warm-up/metrics.jsonl", "predictions.csv")
+    before = [Path("run", name).read_bytes() for name in kept]
+    for refused in ("--dim=16", "--batch-size=5", "--bpe-dropout=0.2", "--tune=last-9", "--context=1", "--epochs=0"):
+        with pytest.raises(ValueError):
+            classify.main(["--resume", "run", refused])
+        assert [Path("run", name).read_bytes() for name in kept] == before, refused
+    assert classify.main(["--resume", "run"]) == 0
+
+
+def test_what_cannot_be_done_leaves_the_place_free_for_the_corrected_command() -> None:
+    for refused in ("--context=1", "--bpe-dropout=0.2", "--tokenizer=char", "--tune=last-9", "--folds=150",
+                    "--warmup=999"):
+        with pytest.raises(ValueError):
+            run("--data", "rows.csv", "--out", "run", refused)
+        assert not Path("run").exists(), refused
+    assert run("--data", "rows.csv", "--out", "run") == 0
+    with pytest.raises(ValueError):
+        classify.main(["--model", "run", "--data", "rows.csv", "--device", "cpu", "--out", "further"])
+    assert not Path("further").exists()
+
+
+def test_the_warm_up_teaches_also_what_is_frozen_afterwards() -> None:
+    """The decoder that a head is tuned on is the one that the warm-up left, and the warm-up left none of it alone."""
+    head = ["--tune", "head", "--language", "0", "--optimizer", "adamw"]
+    run("--data", "rows.csv", "--out", "run", *head)
+    warm = llm.load("run/warm-up")[0].state_dict()
+    after = load_classifier("run")[0].decoder.state_dict()
+    assert all(torch.equal(warm[name], tensor) for name, tensor in after.items())
+    run("--data", "rows.csv", "--out", "other", *head, "--warm-up", "2")
+    longer = llm.load("other/warm-up")[0].state_dict()
+    assert not any(torch.equal(warm[name], tensor) for name, tensor in longer.items())
+
+
 @pytest.mark.parametrize(("tune", "learning"), [
     ("head", ["score"]), ("last-block", ["blocks.1.", "final_norm", "score"]),
     ("last-2", ["blocks.0.", "blocks.1.", "final_norm", "score"])])
