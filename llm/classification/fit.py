@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +53,8 @@ class Fitted(NamedTuple):
     stop_signal: int | None
 
 
-def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_folder: bool) -> Fitted:
+def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_folder: bool,
+        begin: Callable[[], None]) -> Fitted:
     """Train on one part, choose by another, and judge all.
 
     Args:
@@ -61,6 +62,10 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
         parts: the rows.
         folder: where metrics and checkpoints go.
         is_folder: whether `config.model` names weights to go on from.
+        begin: called before the first step, when nothing of what was asked for can turn out impossible any more.
+
+    Raises:
+        ValueError: for settings that do not fit rows, model, tokenizer or the run to be resumed.
     """
     generator = torch.Generator().manual_seed(config.train.seed)
     decoder, tokenizer = new_decoder(config, parts.train, generator, is_folder=is_folder)
@@ -68,9 +73,9 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     encoded = {name: encode(part.texts, tokenizer, context=context) for name, part in parts._asdict().items()}
     rows = {name: ids for name, (ids, _) in encoded.items()}
     num_cut = {name: count for name, (_, count) in encoded.items()}
-    train_s, stop_signal = 0.0, None
+    warming = None   # built before the classifier freezes a part of the decoder: it teaches all of it
     if config.objective.warm_up:
-        train_s, stop_signal = warm_up(config, decoder, tokenizer, parts.train, folder / "warm-up", world)
+        warming = warm_up_trainer(config, decoder, tokenizer, parts.train, folder / "warm-up", world)
     model = Classifier(decoder, labels=parts.names, pad_id=tokenizer.pad_id, generator=generator)
     freeze(model, config, generator)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -94,6 +99,12 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     )
     if config.run.resume:
         trainer.resume()
+    begin()
+    train_s, stop_signal = 0.0, None
+    if warming is not None:
+        train_s, stop_signal = warm_up(warming, decoder)
+        log.info("warm-up: %d steps on the texts of %d rows", warming.state.step, len(parts.train))
+        warming = None   # frees what its optimizer remembers
     if stop_signal is None:
         train_s += trainer.fit().elapsed_s
         stop_signal = trainer.stop_signal
@@ -112,7 +123,7 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
 def new_decoder(
     config: ClassifyConfig, rows: Labelled, generator: torch.Generator, *, is_folder: bool
 ) -> tuple[Decoder, Tokenizer]:
-    """What reads the texts, new or somebody's, and a tokenizer whose padding is no text."""
+    """What reads the texts, new or somebody's; and a tokenizer that pads with no text and knows the context."""
     if is_folder:
         decoder, own = load_model(config.model, dropout=config.train.dropout)
         if own is None and config.tokenizer is None:
@@ -123,6 +134,8 @@ def new_decoder(
         if config.objective.end_of_text and added_end(tokenizer) is None:
             tokenizer = with_end(tokenizer)
         decoder.grow(tokenizer.vocab_size)
+        reach = decoder.config.context_length
+        tokenizer.max_length = min(config.context or reach, reach)
         return decoder, tokenizer
     name = config.tokenizer or preset_table(config.model).get("tokenizer", DEFAULT_TOKENIZER)
     if name == "char":
@@ -131,8 +144,8 @@ def new_decoder(
     tokenizer = with_pad(make_tokenizer(name, lambda: rows.texts, pattern="qwen2"))
     if config.objective.end_of_text:
         tokenizer = with_end(tokenizer)
-    architecture = replace(config.architecture, vocab_size=tokenizer.vocab_size,
-                           context_length=config.context or NEW_CONTEXT)
+    tokenizer.max_length = config.context or NEW_CONTEXT
+    architecture = replace(config.architecture, vocab_size=tokenizer.vocab_size, context_length=tokenizer.max_length)
     return build_model(architecture, dropout=config.train.dropout, generator=generator), tokenizer
 
 
@@ -166,18 +179,13 @@ def with_pad(tokenizer: Tokenizer) -> Tokenizer:
             token = {"id": pad_id, "content": PAD, **flags, "special": True}
             source = {**source, "added_tokens": [*source.get("added_tokens", []), token]}
         vocabulary = replace(vocabulary, special_tokens={**vocabulary.special_tokens, PAD: pad_id}, source=source)
-    return Tokenizer(vocabulary, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, pad_token=PAD,
-                     chat_template=tokenizer.chat_template)
+    return Tokenizer(vocabulary, **{**tokenizer.settings, "pad_token": PAD})
 
 
-def warm_up(
+def warm_up_trainer(
     config: ClassifyConfig, decoder: Decoder, tokenizer: Tokenizer, rows: Labelled, folder: Path, world: World
-) -> tuple[float, int | None]:
-    """Teach the decoder the language of the training rows' texts, one text a window, without a label.
-
-    Returns:
-        The seconds it took, and the signal that ended it early, if one did.
-    """
+) -> Trainer:
+    """What teaches the decoder the language of the training rows' texts, one text a window, without a label."""
     if tokenizer.eos_id is None:
         raise ValueError(f"--warm-up {config.objective.warm_up} needs a tokenizer with an end-of-text token")
     tokens = np.concatenate([[tokenizer.eos_id], *(tokenizer.encode_document(text) for text in rows.texts)])
@@ -189,8 +197,20 @@ def warm_up(
                       world=world)
     if config.run.resume:
         trainer.resume()
+    return trainer
+
+
+def warm_up(trainer: Trainer, decoder: Decoder) -> tuple[float, int | None]:
+    """Let the whole decoder learn for a while, also what is frozen for the labels.
+
+    Returns:
+        The seconds it took, and the signal that ended it early, if one did.
+    """
+    frozen = [parameter for parameter in decoder.parameters() if not parameter.requires_grad]
+    decoder.requires_grad_(True)
     state = trainer.fit()
-    log.info("warm-up: %d steps on the texts of %d rows", state.step, len(rows))
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     return state.elapsed_s, trainer.stop_signal
 
 

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,11 +94,11 @@ def classify(config: ClassifyConfig, folder: Path, world: "World") -> int | None
     parts = load_parts(config.data)
     positive = positive_class(config, parts)
     record_environment(folder, hashes={"data": fingerprint(parts), **base_hash(config)})
-    keep_settings(folder, config)
     done = []
-    for name, seed, job in jobs(config, parts):
+    for name, seed, job in [*jobs(config, parts)]:   # all splits before the first training: one may be impossible
         settings = replace(config, train=replace(config.train, seed=seed))
-        fitted = fit(settings, job, folder / name, world, is_folder=is_folder(config.model))
+        fitted = fit(settings, job, folder / name, world, is_folder=is_folder(config.model),
+                     begin=partial(keep_settings, folder, config))
         if fitted.stop_signal is not None:
             return fitted.stop_signal
         judged = judge_all(settings, job, fitted, positive)
@@ -225,7 +226,9 @@ def predict(config: ClassifyConfig) -> int:
     model, tokenizer = load_classifier(config.model, device=world.device)
     if tokenizer is None:
         raise ValueError(f"--model {config.model} has no tokenizer.json beside the classifier")
-    ids, num_cut = encode(rows.texts, tokenizer, context=config.context or model.config.context_length)
+    reach = model.config.context_length
+    context = min(config.context or tokenizer.max_length or reach, reach)
+    ids, num_cut = encode(rows.texts, tokenizer, context=context)
     if num_cut:
         log.warning("%d texts are longer than the context and were cut", num_cut)
     for text, row in zip(rows.texts, beliefs(model, ids, world=world), strict=True):

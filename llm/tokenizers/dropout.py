@@ -46,8 +46,7 @@ class DropoutTokenizer(Tokenizer):
         if not has_merges(tokenizer):
             raise ValueError("a tokenizer without merges that we know has none to leave out; use one of kind bpe:SIZE, "
                              "or no BPE-dropout")
-        super().__init__(tokenizer.vocabulary, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token,
-                         pad_token=tokenizer.pad_token, chat_template=tokenizer.chat_template)
+        super().__init__(tokenizer.vocabulary, **tokenizer.settings)
         self.rate = rate
         self.rng = rng
 

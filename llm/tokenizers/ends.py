@@ -45,5 +45,4 @@ def with_end(tokenizer: Tokenizer) -> Tokenizer:
                  "special_tokens": {end: {"id": end, "ids": [tokenizer.eos_id], "tokens": [end]}}}
     vocabulary = replace(tokenizer.vocabulary, source={**write_json(tokenizer.vocabulary),
                                                          "post_processor": processor})
-    return Tokenizer(vocabulary, bos_token=tokenizer.bos_token, eos_token=end, pad_token=tokenizer.pad_token,
-                     chat_template=tokenizer.chat_template)
+    return Tokenizer(vocabulary, **tokenizer.settings)

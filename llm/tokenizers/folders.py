@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 CONTROL = ("bos_token", "eos_token", "pad_token")
+LENGTH = "model_max_length"
+NO_LENGTH = 10**20   # from here on a number stands for "none" in transformers, which writes 10**30
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The table of a tokenizer.json, and the control tokens and chat template of the files beside it.
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The table of a tokenizer.json, and the control tokens, chat template and length of the files beside it.
 
     Raises:
         ValueError: if a file is damaged.
@@ -29,10 +31,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     settings["chat_template"] = found
     if wrong := [name for name, value in settings.items() if not isinstance(value, str | None)]:
         raise ValueError(f"{config} is damaged: {wrong[0]} = {settings[wrong[0]]!r} is no text")
+    longest = beside.get(LENGTH)
+    if longest is not None and not (isinstance(longest, int | float) and longest >= 1):
+        raise ValueError(f"{config} is damaged: {LENGTH} = {longest!r} is no number of tokens from 1 on")
+    settings["max_length"] = int(longest) if longest is not None and longest < NO_LENGTH else None
     return table, {name: value for name, value in settings.items() if value is not None}
 
 
-def write(folder: Path, table: dict[str, Any], settings: dict[str, str | None]) -> None:
+def write(folder: Path, table: dict[str, Any], settings: dict[str, Any]) -> None:
     """The counterpart of `read`; makes the folder if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
@@ -41,6 +47,8 @@ def write(folder: Path, table: dict[str, Any], settings: dict[str, str | None]) 
         "clean_up_tokenization_spaces": False,
     }
     config |= {name: settings[name] for name in CONTROL if settings[name] is not None}
+    if settings["max_length"] is not None:
+        config[LENGTH] = settings["max_length"]
     _write_json(folder / "tokenizer.json", table)
     _write_json(folder / "tokenizer_config.json", config)
     if (template := settings["chat_template"]) is not None:

@@ -21,14 +21,14 @@ class ForeignTokenizer(Tokenizer):
     Args:
         table: the parsed tokenizer.json.
         reason: why it is here; part of the error where `tokenizers` is not installed.
-        settings: control tokens and chat template, as for `Tokenizer`.
+        settings: control tokens and the rest, as for `Tokenizer`.
 
     Raises:
         ImportError: if the package is missing.
         ValueError: if the package cannot read the table either.
     """
 
-    def __init__(self, table: dict[str, Any], *, reason: str, **settings: str):
+    def __init__(self, table: dict[str, Any], *, reason: str, **settings: Any):
         try:
             import tokenizers
         except ImportError as error:

@@ -39,17 +39,12 @@ class Tokenizer:
         eos_token: the one that ends it; `<|endoftext|>` where the vocabulary has it and nothing else is said.
         pad_token: the one that fills up short rows; `eos_token` if not given.
         chat_template: the Jinja template that came with a folder, kept to be saved again.
+        max_length: the tokens of a text that its model is given at most, transformers' `model_max_length`. Kept, and
+            for others to heed: `encode` gives all.
     """
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        *,
-        bos_token: str | None = None,
-        eos_token: str | None = None,
-        pad_token: str | None = None,
-        chat_template: str | None = None,
-    ):
+    def __init__(self, vocabulary: Vocabulary, *, bos_token: str | None = None, eos_token: str | None = None,
+                 pad_token: str | None = None, chat_template: str | None = None, max_length: int | None = None):
         if eos_token is None and END_OF_TEXT in vocabulary.special_tokens:
             eos_token = END_OF_TEXT
         named = {bos_token, eos_token, pad_token} & set(vocabulary.text_tokens)
@@ -61,7 +56,7 @@ class Tokenizer:
                 text_tokens={token: added[token] for token in added if not is_special[token]})
         self.vocabulary = vocabulary
         self.bos_token, self.eos_token, self.pad_token = bos_token, eos_token, pad_token or eos_token
-        self.chat_template = chat_template
+        self.chat_template, self.max_length = chat_template, max_length
         for name in ("bos_token", "eos_token", "pad_token"):
             if (token := getattr(self, name)) is not None and self._special_id(token) is None:
                 raise ValueError(f"{name}={token!r} is not one of the {len(self.special_tokens)} special tokens")
@@ -132,14 +127,8 @@ class Tokenizer:
         return cls(Vocabulary(table["mergeable_ranks"], patterns.PATTERNS[NAMED[name]], table["special_tokens"]))
 
     @classmethod
-    def from_tiktoken(
-        cls,
-        path: str | Path,
-        *,
-        pattern: str | None = None,
-        special_tokens: dict[str, int] | None = None,
-        sha256: str | None = None,
-    ) -> "Tokenizer":
+    def from_tiktoken(cls, path: str | Path, *, pattern: str | None = None,
+                      special_tokens: dict[str, int] | None = None, sha256: str | None = None) -> "Tokenizer":
         """Read a `.tiktoken` file of ranks; the arguments are those of `rankfiles.read_tiktoken`."""
         return cls(rankfiles.read_tiktoken(Path(path), pattern=pattern, special_tokens=special_tokens, sha256=sha256))
 
@@ -323,16 +312,19 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into a folder, for `load` and for AutoTokenizer."""
-        folders.write(Path(folder), self._to_json(), {
-            "bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token,
-            "chat_template": self.chat_template,
-        })
+        folders.write(Path(folder), self._to_json(), self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All but the vocabulary, as the class takes it."""
+        return {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token,
+                "chat_template": self.chat_template, "max_length": self.max_length}
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read a `tokenizer.json`, the one in a folder, or one of OpenAI's `.tiktoken` files.
 
-        Control tokens and a chat template are taken from the files beside it. A tokenizer that tiktoken cannot
+        Control tokens, length and chat template are taken from the files beside it. A tokenizer that tiktoken cannot
         reproduce id by id comes back as a `foreign.ForeignTokenizer`, which needs the package `tokenizers`.
 
         Raises:
@@ -349,13 +341,13 @@ class Tokenizer:
         return cls.from_json(table, where=str(path), **settings)
 
     @classmethod
-    def from_json(cls, table: dict[str, Any], *, where: str, **settings: str) -> "Tokenizer":
+    def from_json(cls, table: dict[str, Any], *, where: str, **settings: Any) -> "Tokenizer":
         """The tokenizer that the table of a tokenizer.json describes.
 
         Args:
             table: the parsed file.
             where: what to call it in errors.
-            settings: control tokens and chat template, as for the class.
+            settings: control tokens and the rest, as for the class.
 
         Raises:
             ValueError: if it is damaged.

@@ -13,6 +13,7 @@ import torch
 import llm
 from llm.checkpoint import load_classifier
 from llm.classification.config import ObjectiveConfig, recipe
+from llm.classification.judge import encode
 from llm.data.labelled import Labelled
 from llm.data.labelled_sets import Parts
 from llm.tasks import classify
@@ -63,6 +64,34 @@ def test_transformers_says_of_a_text_what_the_run_said() -> None:
     with torch.no_grad():
         found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.softmax(-1)
     assert found[:, 0].tolist() == pytest.approx([float(row["p(ham)"]) for row in rows], abs=2e-6)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_longer_texts_than_the_context_are_cut_as_in_the_run_later_and_by_transformers(
+        is_new: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """The context stands in tokenizer_config.json, since config.json says how far the model could reach."""
+    transformers = pytest.importorskip("transformers")
+    config = replace(TINY_MODELS["llama"], vocab_size=257, context_length=64)
+    llm.save(random_model(config), "base", tokenizer=Tokenizer.byte_level())
+    trained = [] if is_new else ["--model", "base", "--epochs", "1", "--threads", "1", "--device", "cpu"]
+    assert classify.main([*(trained or TINY), "--data", "rows.csv", "--out", "run", "--context", "8"]) == 0
+    with open("run/predictions.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    told = pytest.approx([float(row["p(ham)"]) for row in rows], abs=1e-4)
+    Path("texts.csv").write_text("Text\n" + "".join(f"{row['text']}\n" for row in rows), encoding="utf-8")
+    capsys.readouterr()
+    assert classify.main(["--predict", "texts.csv", "--model", "run", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [float(line.split("\t")[1].split()[1]) for line in lines] == told
+
+    folder = llm.checkpoint.find_checkpoint("run")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    batch = tokenizer([row["text"] for row in rows], truncation=True, padding=True, return_tensors="pt")
+    assert batch["input_ids"].tolist() == encode([row["text"] for row in rows], Tokenizer.load(folder), context=8)[0]
+    with torch.no_grad():
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.softmax(-1)
+    assert found[:, 0].tolist() == told
 
 
 def test_a_context_has_room_for_text_and_end() -> None:
@@ -141,6 +170,41 @@ def test_a_resumed_run_ends_as_an_unbroken_one() -> None:
     for name in ("predictions.csv", "results.json"):
         assert Path("broken", name).read_bytes() == Path("unbroken", name).read_bytes()
     assert Path("broken/report.md").exists()
+
+
+def test_a_refused_resume_changes_nothing_and_the_run_goes_on_as_if_it_had_not_been() -> None:
+    run("--data", "rows.csv", "--out", "run")
+    kept = ("run.toml", "environment.json", "metrics.jsonl", "warm-up/metrics.jsonl", "predictions.csv")
+    before = [Path("run", name).read_bytes() for name in kept]
+    for refused in ("--dim=16", "--batch-size=5", "--bpe-dropout=0.2", "--tune=last-9", "--context=1", "--epochs=0"):
+        with pytest.raises(ValueError):
+            classify.main(["--resume", "run", refused])
+        assert [Path("run", name).read_bytes() for name in kept] == before, refused
+    assert classify.main(["--resume", "run"]) == 0
+
+
+def test_what_cannot_be_done_leaves_the_place_free_for_the_corrected_command() -> None:
+    for refused in ("--context=1", "--bpe-dropout=0.2", "--tokenizer=char", "--tune=last-9", "--folds=150",
+                    "--warmup=999"):
+        with pytest.raises(ValueError):
+            run("--data", "rows.csv", "--out", "run", refused)
+        assert not Path("run").exists(), refused
+    assert run("--data", "rows.csv", "--out", "run") == 0
+    with pytest.raises(ValueError):
+        classify.main(["--model", "run", "--data", "rows.csv", "--device", "cpu", "--out", "further"])
+    assert not Path("further").exists()
+
+
+def test_the_warm_up_teaches_also_what_is_frozen_afterwards() -> None:
+    """The decoder that a head is tuned on is the one that the warm-up left, and the warm-up left none of it alone."""
+    head = ["--tune", "head", "--language", "0", "--optimizer", "adamw"]
+    run("--data", "rows.csv", "--out", "run", *head)
+    warm = llm.load("run/warm-up")[0].state_dict()
+    after = load_classifier("run")[0].decoder.state_dict()
+    assert all(torch.equal(warm[name], tensor) for name, tensor in after.items())
+    run("--data", "rows.csv", "--out", "other", *head, "--warm-up", "2")
+    longer = llm.load("other/warm-up")[0].state_dict()
+    assert not any(torch.equal(warm[name], tensor) for name, tensor in longer.items())
 
 
 @pytest.mark.parametrize(("tune", "learning"), [

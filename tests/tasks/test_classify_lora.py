@@ -123,6 +123,21 @@ def test_a_run_goes_on_only_upon_the_base_that_it_was_begun_with() -> None:
     assert classify.main(["--resume", "run"]) == 0
 
 
+def test_a_refused_resume_does_not_change_the_run() -> None:
+    assert classify.main([*RUN, "--out", "run"]) == 0
+    before = Path("run/run.toml").read_bytes()
+    with pytest.raises(ValueError, match="rank"):
+        classify.main(["--resume", "run", "--lora-rank", "4"])
+    assert Path("run/run.toml").read_bytes() == before
+    assert classify.main(["--resume", "run"]) == 0
+
+
+def test_a_layer_that_is_not_there_leaves_the_place_free() -> None:
+    with pytest.raises(ValueError, match="no linear layer 'nope'"):
+        classify.main([*RUN, "--out", "run", "--lora-targets", "nope"])
+    assert not Path("run").exists()
+
+
 def test_adapters_are_trained_with_larger_steps_unless_told_otherwise() -> None:
     start = ["--model", "base", "--data", "rows.csv"]
     assert classify.parse(start).train.lr == 2e-4

@@ -115,6 +115,27 @@ def test_saving_and_loading_keeps_everything(tokenizer: Tokenizer, tmp_path: Pat
         assert again.fingerprint == tokenizer.fingerprint
 
 
+@pytest.mark.parametrize(("written", "length"), [("32", 32), ("1000000000000000019884624838656", None), ("1e30", None),
+                                                 ("null", None), ("512.0", 512)])
+def test_the_length_that_a_folder_names_is_kept_and_transformers_huge_one_is_none(
+        written: str, length: int | None, tmp_path: Path) -> None:
+    Tokenizer.byte_level().save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {written}}}', encoding="utf-8")
+    again = Tokenizer.load(tmp_path)
+    again.save(tmp_path)
+    assert Tokenizer.load(tmp_path).max_length == again.max_length == length
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert saved.get("model_max_length") == length
+
+
+@pytest.mark.parametrize("written", ["0", '"long"', "[]", "NaN"])
+def test_a_length_that_is_none_is_named(written: str, tmp_path: Path) -> None:
+    Tokenizer.byte_level().save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {written}}}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model_max_length = .* is no number of tokens from 1 on"):
+        Tokenizer.load(tmp_path)
+
+
 def test_fingerprints_never_change() -> None:
     """They stand in the headers of people's token files and in the records of their runs."""
     assert Tokenizer.byte_level().fingerprint == "85c89347ead9b657e4416a3bc255f3aeaaf974c5772e354b6ae058f9a6be76c4"
