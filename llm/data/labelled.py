@@ -166,8 +166,8 @@ def _rows_of(path: Path, reader: Any, columns: Columns) -> Iterator[Row]:
                              f"and --label-column count from 1, and a {separator} ends a column")
         if len(fields) != width:
             found = f"{len(fields)} column{'s' * (len(fields) != 1)}"
-            raise ValueError(f"{path}, line {begin}: {found} instead of {width}; a {separator} inside a text must be in "
-                             f"quotes{quoting}")
+            raise ValueError(f"{path}, line {begin}: {found} instead of {width}; a {separator} inside a text must be "
+                             f"in quotes{quoting}")
         yield Row(begin, fields[places[0]], fields[places[1]] if columns.label is not None else None)
 
 
@@ -217,7 +217,7 @@ def find_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> li
         near = [column for column in header if column.strip().casefold() == name.strip().casefold()]
         exact = [column for column in header if column == name] or near
         if not header:
-            raise ValueError(f"{path} is empty; its first line must name the columns")
+            raise ValueError(f"{path}: its first line is empty; it must name the columns")
         among = f"among {shorten(', '.join(map(repr, header)), 200)}"
         if len(exact) > 1:
             raise ValueError(f"{path}, line 1: {len(exact)} columns called {name!r} {among}; rename all but one")

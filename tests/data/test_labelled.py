@@ -96,7 +96,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "label,body\nham,a\n", r"a.csv, line 1: no column 'text' among 'label', 'body'"),
     ("a.csv", "text,body\na,b\n", r"no column 'label' among 'text', 'body'"),
     ("a.csv", "label,text,text\nham,a,b\n", r"2 columns called 'text'"),
-    ("a.csv", "", r"a.csv is empty; its first line must name the columns"),
+    ("a.csv", "", r"a.csv: its first line is empty; it must name the columns"),
     ("a.csv", "label,text\n", r"a.csv holds no row to use"),
     ("a.csv", "label,text\n,a\n,b\n", r"no row to use: rows left out: 2 without a label \(the first in line 2\)"),
     ("a.csv", "label,text\nham,a\nham,b,c\n", r"a.csv, line 3: 3 columns instead of 2; a comma inside a text must be"),
