@@ -94,25 +94,36 @@ class Parts(NamedTuple):
         """The classes: integers in their order, words in that of the alphabet."""
         found = set(self.train.labels)
         is_numeric = all(name.removeprefix("-").isdecimal() for name in found)
-        return sorted(found, key=int) if is_numeric else sorted(found)
+        return sorted(found, key=lambda name: (int(name), name)) if is_numeric else sorted(found)   # "01" before "1"
 
 
-def load_parts(config: LabelledConfig) -> Parts:
-    """Read and split; classes are then balanced where that is asked for.
+def load_parts(config: LabelledConfig, *, is_pooled: bool = False) -> Parts:
+    """Read and split; the training rows are then balanced where that is asked for.
+
+    Args:
+        config: which rows.
+        is_pooled: whether all rows are put together again, and split anew: then all are kept; see `balance`.
 
     Raises:
         ValueError: for files that cannot be read, a training part with one class, or a label that training lacks.
     """
     parts = _from_files(config) if config.train_file is not None else _from_name(config)
     check_labels(parts)
-    if config.class_balance == "undersample":
-        kept = parts.train.take(undersample(parts.train.labels, seed=config.split_seed))
-        log.info("undersampled: %d of %d training rows are used", len(kept), len(parts.train))
-        parts = parts._replace(train=kept)
+    if not is_pooled:
+        parts = balance(parts, config)
     for name, part in parts._asdict().items():
         shares = ", ".join(f"{count:,} {label}" for label, count in sorted(Counter(part.labels).items()))
         log.info("%s: %s rows%s", name, f"{len(part):,}", f" ({shares})" if shares else "")
     return parts
+
+
+def balance(parts: Parts, config: LabelledConfig) -> Parts:
+    """The parts with as many training rows of each class as the rarest has, where that is asked for."""
+    if config.class_balance != "undersample":
+        return parts
+    kept = parts.train.take(undersample(parts.train.labels, seed=config.split_seed))
+    log.info("undersampled: %d of %d training rows are used", len(kept), len(parts.train))
+    return parts._replace(train=kept)
 
 
 def check_labels(parts: Parts) -> None:

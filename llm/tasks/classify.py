@@ -22,7 +22,7 @@ from llm.classification.config import (
 )
 from llm.config import load
 from llm.data.labelled import LABELLED_SUFFIXES, Labelled, read_labelled
-from llm.data.labelled_sets import TINYWORLD, Parts, check_labels, divide_rows, load_parts
+from llm.data.labelled_sets import TINYWORLD, Parts, balance, check_labels, divide_rows, load_parts
 from llm.tasks import entry
 from llm.tasks.pretrain import check_experts, is_folder
 from llm.tasks.pretrain import choose_model as choose_architecture
@@ -91,7 +91,7 @@ def classify(config: ClassifyConfig, folder: Path, world: "World") -> int | None
     from llm.classification.report import OURS, judge_all, judged_part, write_report, write_summary
 
     check_experts(config.architecture, config.routers)
-    parts = load_parts(config.data)
+    parts = load_parts(config.data, is_pooled=config.folds > 0)
     positive = positive_class(config, parts)
     record_environment(folder, hashes={"data": fingerprint(parts), **base_hash(config)})
     done = []
@@ -135,14 +135,19 @@ def jobs(config: ClassifyConfig, parts: Parts) -> Iterator[tuple[str, int, Parts
             yield (f"seed-{seed}" if config.seeds > 1 else ""), seed, parts
         return
     everything = parts.train + parts.val + parts.test
-    folds = divide_rows(everything, [1.0] * config.folds, seed=config.data.split_seed)
+    try:
+        folds = divide_rows(everything, [1.0] * config.folds, seed=config.data.split_seed)
+    except ValueError as error:
+        raise ValueError(f"--folds {config.folds} would leave a fold empty, as texts that differ only in digits, case "
+                         f"or punctuation stay together: {len(everything)} rows are too few; choose fewer folds, or "
+                         "give more rows") from error
     for seed in seeds:
         for number, test in enumerate(folds):
             rest = sum((fold for place, fold in enumerate(folds) if place != number), Labelled([], [], []))
             train, val = divide_rows(rest, [1 - config.data.val_fraction, config.data.val_fraction], seed=seed)
             job = Parts(train, val, test)
             check_labels(job)
-            yield f"seed-{seed}_fold-{number + 1}", seed, job
+            yield f"seed-{seed}_fold-{number + 1}", seed, balance(job, config.data)
 
 
 def positive_class(config: ClassifyConfig, parts: Parts) -> int:

@@ -15,7 +15,7 @@ from llm.checkpoint import load_classifier
 from llm.classification.config import ObjectiveConfig, recipe
 from llm.classification.judge import encode
 from llm.data.labelled import Labelled
-from llm.data.labelled_sets import Parts
+from llm.data.labelled_sets import Parts, load_parts
 from llm.tasks import classify
 from llm.tokenizers.tokenizer import Tokenizer
 from tests.conftest import TINY as TINY_MODELS
@@ -125,6 +125,14 @@ def test_the_class_looked_for_is_called_so_or_is_rare_or_comes_later(labels: lis
     parts = Parts(Labelled([""] * len(labels), labels, [""] * len(labels)), *[Labelled([], [], [])] * 2)
     assert parts.names[classify.positive_class(config, parts)] == positive
 
+
+def test_integers_have_one_order_also_where_several_are_the_same_number() -> None:
+    """In a set, where they are gathered, words stand in an order that differs from process to process."""
+    labels = ["1", "01", "2", "-1", "0001", "10", "001"]
+    rows = Labelled([""] * len(labels), labels, [""] * len(labels))
+    assert Parts(rows, rows, rows).names == ["-1", "0001", "001", "01", "1", "2", "10"]
+
+
 def test_a_file_of_new_texts_is_labelled(capsys: pytest.CaptureFixture[str]) -> None:
     run("--data", "rows.csv", "--out", "run")
     Path("new.jsonl").write_text('{"body": "tea for you"}\n{"body": "\\n"}\n{"body": "cash for you"}\n', "utf-8")
@@ -157,6 +165,21 @@ def test_folds_judge_every_row_once_for_each_seed() -> None:
                        if row["part"] == "test"]
     assert len({place for place, _ in judged}) == 40
     assert sum(not is_right for _, is_right in judged) == found["2"]["this classifier"]["errors"]
+
+
+def test_balanced_folds_judge_every_row_and_learn_from_as_many_of_each_class() -> None:
+    rows = Path("rows.csv").read_text(encoding="utf-8").splitlines()
+    Path("rare.csv").write_text("\n".join(row for place, row in enumerate(rows) if place % 4 != 2) + "\n", "utf-8")
+    config = classify.parse(["--data", "rare.csv", "--class-balance", "undersample", "--folds", "3", "--seeds", "2"])
+    parts = load_parts(config.data, is_pooled=True)
+    found = [job for _, _, job in classify.jobs(config, parts)]
+    assert len(found) == 6
+    for seed in (0, 1):
+        tested = [place for job in found[3 * seed : 3 * seed + 3] for place in job.test.places]
+        assert len(tested) == len(set(tested)) == sum(map(len, parts))
+    for job in found:
+        assert job.train.labels.count("ham") == job.train.labels.count("spam") > 0
+        assert not set(job.train.places) & {*job.val.places, *job.test.places}
 
 
 def test_a_resumed_run_ends_as_an_unbroken_one() -> None:
@@ -240,6 +263,7 @@ def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
     (["--balance", "0.1"], "balance=0.1 has no effect on a model without experts"),
     (["--seeds", "0"], "seeds=0 must be at least 1"),
     (["--folds", "1"], "folds=1 must be 2 or more"),
+    (["--folds", "150"], "--folds 150 would leave a fold empty.* 40 rows are too few; choose fewer folds"),
     (["--context", "0"], "context=0 must be at least 1"),
     (["--warm-up", "-1"], "warm_up=-1 must be at least 0"),
     (["--label-smoothing", "1"], "label_smoothing=1.0 must lie in"),
