@@ -105,9 +105,10 @@ class ClassifyConfig:
     predict: str | None = None
     """Label a text, or the texts of a file, with --model RUN, instead of training."""
     seeds: int = 1
-    """Repeat with as many seeds, and tell mean and spread."""
+    """Repeat with as many seeds, and tell mean and spread; each has a folder in that of the run, which cannot be
+    resumed."""
     folds: int = 0
-    """Cross-validate: put all rows together, and test on each of so many parts in turn; 0 does not."""
+    """Cross-validate: put all rows together, and test on each of so many parts in turn, likewise; 0 does not."""
     architecture: ModelConfig = field(default_factory=QwenConfig)
     data: LabelledConfig = field(default_factory=LabelledConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -128,4 +129,6 @@ class ClassifyConfig:
                 raise ValueError(f"{name}={value} has no effect with tune={self.objective.tune}; leave it out, or "
                                  "choose --tune lora")
         if self.run.resume and (self.seeds > 1 or self.folds):
-            raise ValueError(f"--resume {self.run.resume} goes on with one run; --seeds and --folds make several")
+            raise ValueError(f"--resume {self.run.resume}: what is trained with --seeds or --folds, here "
+                             f"{self.seeds} and {self.folds}, are several classifiers, and cannot be resumed; start a "
+                             "new run")

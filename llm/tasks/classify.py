@@ -61,6 +61,7 @@ def choose_model(name: str, *, is_made: bool = False, is_lora: bool = False) -> 
         is_made: whether the rows are made on the spot: instead of a few again and again, many are then read once.
         is_lora: whether only adapters of those weights learn.
     """
+    check_is_one(name)
     fixed = {**choose_architecture(name), "train": recipe(), "objective": ObjectiveConfig()}
     if is_folder(name):
         fixed["train"] = lora_recipe() if is_lora else fine_recipe()
@@ -69,6 +70,15 @@ def choose_model(name: str, *, is_made: bool = False, is_lora: bool = False) -> 
         fixed["train"] = replace(fixed["train"], epochs=1, eval_every=200)
         fixed["objective"] = replace(fixed["objective"], bpe_dropout=0.0, token_dropout=0.0)
     return fixed
+
+
+def check_is_one(name: str) -> None:
+    """Complain about a run of --seeds or --folds, whose classifiers stand in folders of their own."""
+    found = [path.parent for path in Path(name).glob("seed-*/checkpoints")]
+    if is_folder(name) and found and not Path(name, "checkpoints").exists():
+        found.sort(key=lambda path: (len(path.name), path.name))
+        raise ValueError(f"--model {name} holds several classifiers; name one: {', '.join(map(str, found[:8]))}"
+                         f"{', ...' if len(found) > 8 else ''}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +101,7 @@ def classify(config: ClassifyConfig, folder: Path, world: "World") -> int | None
     from llm.classification.report import OURS, judge_all, judged_part, write_report, write_summary
 
     check_experts(config.architecture, config.routers)
+    check_model(config)
     parts = load_parts(config.data, is_pooled=config.folds > 0)
     positive = positive_class(config, parts)
     record_environment(folder, hashes={"data": fingerprint(parts), **base_hash(config)})
@@ -163,6 +174,26 @@ def positive_class(config: ClassifyConfig, parts: Parts) -> int:
             return plain.index(name)
     counts = Counter(parts.train.labels)
     return min(range(len(parts.names)), key=lambda number: (counts[parts.names[number]], -number))
+
+
+def check_model(config: ClassifyConfig) -> None:
+    """Complain about weights that are a classifier's already."""
+    from llm.checkpoint import find_checkpoint
+    from llm.interop import hf_config, peft
+    from llm.interop.shards import read_json
+
+    if not is_folder(config.model):
+        return
+    folder = find_checkpoint(config.model)
+    if peft.is_adapter(folder):
+        is_finished = peft.read_adapter(folder).is_classifier
+    else:   # of a .gguf file there is no config.json
+        file = folder / "config.json"
+        is_finished = file.is_file() and hf_config.classifier_labels(read_json(file)) is not None
+    if is_finished:
+        raise ValueError(f"--model {config.model} is a finished classifier, and those are not trained further; start "
+                         "from the model that it was trained from (`model` in its run.toml), or label texts with it: "
+                         "--predict")
 
 
 def base_hash(config: ClassifyConfig) -> dict[str, str]:

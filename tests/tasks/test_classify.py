@@ -165,6 +165,12 @@ def test_folds_judge_every_row_once_for_each_seed() -> None:
                        if row["part"] == "test"]
     assert len({place for place, _ in judged}) == 40
     assert sum(not is_right for _, is_right in judged) == found["2"]["this classifier"]["errors"]
+    folders = "run/seed-1_fold-1, run/seed-1_fold-2, run/seed-2_fold-1, run/seed-2_fold-2"
+    with pytest.raises(ValueError, match=f"--model run holds several classifiers; name one: {folders}$"):
+        classify.main(["--predict", "hi", "--model", "run", "--device", "cpu"])
+    assert classify.main(["--predict", "hi", "--model", "run/seed-1_fold-2", "--device", "cpu"]) == 0
+    with pytest.raises(ValueError, match=r"trained with --seeds or --folds, .* cannot be resumed"):
+        classify.main(["--resume", "run"])
 
 
 def test_balanced_folds_judge_every_row_and_learn_from_as_many_of_each_class() -> None:
@@ -213,7 +219,7 @@ def test_what_cannot_be_done_leaves_the_place_free_for_the_corrected_command() -
             run("--data", "rows.csv", "--out", "run", refused)
         assert not Path("run").exists(), refused
     assert run("--data", "rows.csv", "--out", "run") == 0
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"--model run is a finished classifier, .*; start from the model that it was"):
         classify.main(["--model", "run", "--data", "rows.csv", "--device", "cpu", "--out", "further"])
     assert not Path("further").exists()
 

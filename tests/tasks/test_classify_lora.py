@@ -129,6 +129,9 @@ def test_a_refused_resume_does_not_change_the_run() -> None:
     with pytest.raises(ValueError, match="rank"):
         classify.main(["--resume", "run", "--lora-rank", "4"])
     assert Path("run/run.toml").read_bytes() == before
+    for model in ("run", "run/checkpoints/merged"):
+        with pytest.raises(ValueError, match=f"--model {model} is a finished classifier"):
+            classify.main([*RUN, "--model", model])
     assert classify.main(["--resume", "run"]) == 0
 
 
