@@ -50,7 +50,7 @@ class Versions:
         """The ids of text `number`, one at least, as chance wants them."""
         if self.varied is not None:
             self.varied.rng = rng
-        ids = (self.varied or self.tokenizer).encode(self.texts[number])[: self.room]
+        ids = (self.varied or self.tokenizer).first_ids(self.texts[number], self.room)
         kept = [token_id for token_id, chance in zip(ids, rng.random(len(ids)), strict=True)
                 if chance >= self.token_dropout]
         return (kept or ids) + self.end

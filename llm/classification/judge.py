@@ -22,14 +22,14 @@ def encode(texts: Sequence[str], tokenizer: Tokenizer, *, context: int) -> tuple
     Raises:
         ValueError: for a text that the tokenizer makes nothing of, or a context too short for any.
     """
-    rows = [tokenizer.encode(text) for text in texts]
-    for text, row in zip(texts, rows, strict=True):
-        if not row:
-            raise ValueError(f"{text!r} has no token; leave empty texts out")
     end = [] if (end_id := added_end(tokenizer)) is None else [end_id]
     room = context - len(end)
     if room < 1:
         raise ValueError(f"context={context} has no room for a text beside the token that ends it; give 2 at least")
+    rows = [tokenizer.first_ids(text, room + 1) for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if not row:
+            raise ValueError(f"{text!r} has no token; leave empty texts out")
     return [row[:room] + end for row in rows], sum(len(row) > room for row in rows)
 
 

@@ -4,6 +4,9 @@ A rare word is one token that a small data set shows once or twice; cut differen
 too. Merges are left out at random while a text is encoded, and only in training: what is judged is encoded as ever.
 """
 
+import heapq
+from functools import cached_property
+
 import numpy as np
 
 from llm.tokenizers.tokenizer import Tokenizer
@@ -54,16 +57,50 @@ class DropoutTokenizer(Tokenizer):
         encoder = self._encoder
         return [token_id for word in encoder.words(encoder.normalized(text)) for token_id in self._cut(word)]
 
+    def first_ids(self, text: str, count: int) -> list[int]:
+        """As the tokenizer's own, and of one endless word no more is cut than `count` tokens can hold, and one beside.
+
+        The end of a word that is cut short counts as its end: how often a token shortly before it comes may differ.
+        """
+        start = text[: (count + 1) * self._longest]
+        ids = super().first_ids(start, count)
+        return ids if len(ids) == count or len(start) == len(text) else super().first_ids(text, count)
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token."""
+        return max(map(len, self.token_bytes))
+
     def _cut(self, word: bytes) -> list[int]:
-        """Glue neighbours, always those whose merge is the oldest of the ones that chance has left, while there are."""
-        ranks = self.vocabulary.ranks
-        parts = [word[place : place + 1] for place in range(len(word))]
-        while True:
-            pairs = [(ranks[pair], place) for place in range(len(parts) - 1)
-                     if (pair := parts[place] + parts[place + 1]) in ranks]
-            left = [pair for pair, chance in zip(pairs, self.rng.random(len(pairs)), strict=True)
-                    if chance >= self.rate]
-            if not left:
-                return [ranks[part] for part in parts]
-            _, place = min(left)
-            parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        """Glue neighbours, always those whose merge is the oldest of the ones that chance has left, while there are.
+
+        Each turn draws for the pairs from the oldest merge on and stops at the first that is left: what chance would
+        say of the younger ones decides nothing. So a word costs little more than its length.
+        """
+        ranks, size = self.vocabulary.ranks, len(word)
+        ends = list(range(1, size + 1))       # of the part that begins here; 0 where none begins any more
+        befores = list(range(-1, size))       # where the part begins that ends here begins
+        heap = [(ranks[word[start : start + 2]], start, start + 2) for start in range(size - 1)
+                if word[start : start + 2] in ranks]
+        heapq.heapify(heap)
+        left_out: list[tuple[int, int, int]] = []   # in this turn
+        while heap:
+            pair = heapq.heappop(heap)
+            _, start, end = pair
+            middle = ends[start]
+            if middle in (0, size) or ends[middle] != end:   # its parts are no more
+                continue
+            if self.rng.random() < self.rate:
+                left_out.append(pair)
+                continue
+            ends[start], ends[middle], befores[end] = end, 0, start
+            neighbours = [(befores[start], end)] if start > 0 else []
+            neighbours += [(start, ends[end])] if end < size else []
+            for first, last in neighbours:
+                if (rank := ranks.get(word[first:last])) is not None:
+                    heapq.heappush(heap, (rank, first, last))
+            for pair in left_out:
+                heapq.heappush(heap, pair)
+            left_out.clear()
+        starts = [start for start, end in enumerate(ends) if end]
+        return [ranks[word[start : ends[start]]] for start in starts]

@@ -116,14 +116,14 @@ def split(text: str, pattern: str) -> list[str]:
     return words
 
 
-def pieces(text: str) -> Iterator[str]:
+def pieces(text: str, size: int | None = None) -> Iterator[str]:
     """Cut a long text where no pattern of `PATTERNS` could tell: the words of the pieces are the words of the text.
 
-    Pieces bound the memory of counting and are what parallel workers share out. They have about a million characters;
-    a text without a safe cut (one endless word) stays whole.
+    Pieces bound the memory of counting and are what parallel workers share out. They have about a million characters,
+    or `size`; a text without a safe cut (one endless word) stays whole.
     """
-    start = 0
-    while len(text) - start > PIECE_CHARACTERS and (cut := _CUT.search(text, start + PIECE_CHARACTERS)):
+    start, size = 0, size or PIECE_CHARACTERS
+    while len(text) - start > size and (cut := _CUT.search(text, start + size)):
         yield text[start : cut.start()]
         start = cut.start()
     if start < len(text):

@@ -246,6 +246,17 @@ class Tokenizer:
             ids.extend([self._added_tokens[piece]] if place % 2 else self._encode_text(piece))
         return ids
 
+    def first_ids(self, text: str, count: int) -> list[int]:
+        """`encode(text)[:count]`; of a long text only what is read is encoded, up to the end of a word."""
+        can_cut = self.vocabulary.pattern in (ONE_CHARACTER, *patterns.PATTERNS.values())
+        can_cut &= not any(map(patterns.last_cut, self.vocabulary.text_tokens))
+        ids: list[int] = []
+        for piece in patterns.pieces(text, size=count) if can_cut else [text]:
+            ids += self.encode(piece)
+            if len(ids) >= count:
+                break
+        return ids[:count]
+
     def encode_document(self, text: str) -> np.ndarray:
         """The ids of a whole document, with the end-of-text id behind it where there is one.
 
