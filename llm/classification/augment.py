@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llm.tokenizers.dropout import DropoutTokenizer
-from llm.tokenizers.ends import added_end
+from llm.tokenizers.ends import ends
 from llm.tokenizers.tokenizer import Tokenizer
 
 
@@ -19,10 +19,10 @@ class Versions:
     Args:
         texts: the texts.
         tokenizer: what cuts them.
-        context: tokens of a text that are read at most, with the one that the tokenizer puts behind it.
+        context: tokens of a text that are read at most, with those that the tokenizer puts around it.
         bpe_dropout: chance of a merge to be left out, in [0, 1); see `DropoutTokenizer`.
         token_dropout: chance of a token to be left out, in [0, 1); one at least
-            stays, and the one behind the text.
+            stays, and those around the text.
 
     Raises:
         ValueError: for a tokenizer whose merges cannot be left out.
@@ -39,8 +39,8 @@ class Versions:
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, *, context: int, bpe_dropout: float,
                  token_dropout: float):
         self.texts = texts
-        self.end = [] if (end_id := added_end(tokenizer)) is None else [end_id]
-        self.room = context - len(self.end)
+        self.ends = ends(tokenizer)
+        self.room = context - len(self.ends.around([]))
         self.token_dropout = token_dropout
         self.tokenizer = tokenizer
         self.varied = None if not bpe_dropout else DropoutTokenizer(
@@ -53,4 +53,4 @@ class Versions:
         ids = (self.varied or self.tokenizer).first_ids(self.texts[number], self.room)
         kept = [token_id for token_id, chance in zip(ids, rng.random(len(ids)), strict=True)
                 if chance >= self.token_dropout]
-        return (kept or ids) + self.end
+        return self.ends.around(kept or ids)

@@ -29,7 +29,7 @@ from llm.objectives.classification import Classification
 from llm.objectives.language import NextToken
 from llm.runtime import World
 from llm.tokenizers.dropout import has_merges
-from llm.tokenizers.ends import added_end, with_end
+from llm.tokenizers.ends import ends, with_end
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.train.logger import trackers
 from llm.train.trainer import Trainer
@@ -131,7 +131,7 @@ def new_decoder(
         if own is not None and config.tokenizer is not None:
             raise ValueError(f"--model {config.model} brings its own tokenizer; leave --tokenizer out")
         tokenizer = with_pad(own or make_tokenizer(config.tokenizer or "", list))
-        if config.objective.end_of_text and added_end(tokenizer) is None:
+        if config.objective.end_of_text and not ends(tokenizer).behind:
             tokenizer = with_end(tokenizer)
         decoder.grow(tokenizer.vocab_size)
         reach = decoder.config.context_length

@@ -10,27 +10,28 @@ import torch
 from llm.classification import metrics
 from llm.models.classifier import Classifier
 from llm.runtime import World
-from llm.tokenizers.ends import added_end
+from llm.tokenizers.ends import ends
 from llm.tokenizers.tokenizer import Tokenizer
 
 
 def encode(texts: Sequence[str], tokenizer: Tokenizer, *, context: int) -> tuple[list[list[int]], int]:
     """The ids of each text, no more than `context`, and how many texts were cut for that.
 
-    A tokenizer that puts a token behind every text puts it behind a text that was cut, too.
+    What a tokenizer puts around every text it puts around a text that was cut, too.
 
     Raises:
         ValueError: for a text that the tokenizer makes nothing of, or a context too short for any.
     """
-    end = [] if (end_id := added_end(tokenizer)) is None else [end_id]
-    room = context - len(end)
+    own = ends(tokenizer)
+    room = context - len(own.around([]))
     if room < 1:
-        raise ValueError(f"context={context} has no room for a text beside the token that ends it; give 2 at least")
+        raise ValueError(f"context={context} has no room for a text beside the tokens around it; give "
+                         f"{context - room + 1} at least")
     rows = [tokenizer.first_ids(text, room + 1) for text in texts]
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise ValueError(f"{text!r} has no token; leave empty texts out")
-    return [row[:room] + end for row in rows], sum(len(row) > room for row in rows)
+    return [own.around(row[:room]) for row in rows], sum(len(row) > room for row in rows)
 
 
 def batches_by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[np.ndarray]:
