@@ -105,8 +105,10 @@ def load_parts(config: LabelledConfig, *, is_pooled: bool = False) -> Parts:
         is_pooled: whether all rows are put together again, and split anew: then all are kept; see `balance`.
 
     Raises:
-        ValueError: for files that cannot be read, a training part with one class, or a label that training lacks.
+        ValueError: for files that cannot be read, a training part with one class, a label that training lacks, or a
+            setting without effect.
     """
+    check_used(config, is_pooled=is_pooled)
     parts = _from_files(config) if config.train_file is not None else _from_name(config)
     check_labels(parts)
     if not is_pooled:
@@ -115,6 +117,29 @@ def load_parts(config: LabelledConfig, *, is_pooled: bool = False) -> Parts:
         shares = ", ".join(f"{count:,} {label}" for label, count in sorted(Counter(part.labels).items()))
         log.info("%s: %s rows%s", name, f"{len(part):,}", f" ({shares})" if shares else "")
     return parts
+
+
+def check_used(config: LabelledConfig, *, is_pooled: bool) -> None:
+    """Complain about settings that the rows leave no room for.
+
+    Raises:
+        ValueError: for a column of a set that has its own, or a share of rows that are not split.
+    """
+    is_from_files, has_test = config.train_file is not None, bool(config.val_file or config.test_file)
+    unused: dict[str, str] = {}
+    if not is_from_files and config.data in (TINYWORLD, SMS, SMS_BALANCED):
+        why = f"--data {config.data} has columns of its own"
+        unused |= dict.fromkeys(("text_column", "label_column", "use_quotes"), why)
+    if is_pooled:
+        unused["test_fraction"] = "each of --folds is tested on in turn"
+    elif has_test or (not is_from_files and config.data == SMS_BALANCED):
+        unused["test_fraction"] = "the rows that judge are not drawn"
+    if not is_pooled and (config.val_file or (not is_from_files and config.data == SMS_BALANCED)):
+        unused["val_fraction"] = "the validation rows are not drawn"
+    plain = LabelledConfig()
+    for name, why in unused.items():
+        if (value := getattr(config, name)) != getattr(plain, name):
+            raise ValueError(f"{name}={value} has no effect, as {why}; leave it out")
 
 
 def balance(parts: Parts, config: LabelledConfig) -> Parts:

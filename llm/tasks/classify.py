@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llm.tasks.classify")   # started as a command, __name__ is "__main__", which nobody hears
 
+FOR_PREDICTION = ("config", "model", "predict", "context", "text-column", "use-quotes", "no-use-quotes", "device",
+                  "precision", "threads")   # the flags that have an effect there
+
 
 def parse(argv: Sequence[str] | None = None) -> ClassifyConfig:
     """The settings that a command line asks for."""
@@ -47,10 +50,24 @@ def parse(argv: Sequence[str] | None = None) -> ClassifyConfig:
                     resume_file=lambda name: find_run("classify", name) / "run.toml")
 
     config = read(choose_model)
+    if config.predict is not None:
+        check_prediction(config, asked)
+        return config
     is_made, is_lora = config.data.is_made, config.objective.tune == "lora"
     if is_made or is_lora:   # which only now is known, and has another recipe
         return read(lambda name: choose_model(name, is_made=is_made, is_lora=is_lora))
     return config
+
+
+def check_prediction(config: ClassifyConfig, asked: Iterable[str]) -> None:
+    """Make sure that there is a classifier's folder to predict with, and no flag that is for training only."""
+    known = {f"--{name}" for name in FOR_PREDICTION}
+    found = sorted({word.replace("_", "-") for word in asked if word.startswith("--")} - known)
+    if not is_folder(config.model):
+        raise ValueError(f"--predict needs --model RUN, a classifier's run or folder, not {config.model!r}")
+    if found:
+        raise ValueError(f"{', '.join(found)} cannot be used with --predict, which trains nothing; leave "
+                         f"{'it' if len(found) == 1 else 'them'} out")
 
 
 def choose_model(name: str, *, is_made: bool = False, is_lora: bool = False) -> Mapping[str, Any]:
@@ -177,7 +194,7 @@ def positive_class(config: ClassifyConfig, parts: Parts) -> int:
 
 
 def check_model(config: ClassifyConfig) -> None:
-    """Complain about weights that are a classifier's already."""
+    """Complain about weights that are a classifier's already, and about flags that a folder leaves no room for."""
     from llm.checkpoint import find_checkpoint
     from llm.interop import hf_config, peft
     from llm.interop.shards import read_json
@@ -194,6 +211,8 @@ def check_model(config: ClassifyConfig) -> None:
         raise ValueError(f"--model {config.model} is a finished classifier, and those are not trained further; start "
                          "from the model that it was trained from (`model` in its run.toml), or label texts with it: "
                          "--predict")
+    if choose_architecture(config.model)["architecture"] != config.architecture:
+        raise ValueError(f"--model {config.model} brings its own architecture; leave the architecture's flags out")
 
 
 def base_hash(config: ClassifyConfig) -> dict[str, str]:
@@ -248,8 +267,6 @@ def predict(config: ClassifyConfig) -> int:
     from llm.runtime import start
 
     assert config.predict is not None
-    if not is_folder(config.model):
-        raise ValueError(f"--predict needs --model RUN, a classifier's run or folder, not {config.model!r}")
     path = Path(config.predict)
     if path.suffix.lower() in LABELLED_SUFFIXES or os.path.isfile(path):   # False for a text too long for a path
         columns = replace(config.data.columns, label=None)
@@ -263,7 +280,9 @@ def predict(config: ClassifyConfig) -> int:
     if tokenizer is None:
         raise ValueError(f"--model {config.model} has no tokenizer.json beside the classifier")
     reach = model.config.context_length
-    context = min(config.context or tokenizer.max_length or reach, reach)
+    if (config.context or 0) > reach:
+        raise ValueError(f"--context {config.context} exceeds the model's context_length={reach}; leave it out")
+    context = config.context or min(tokenizer.max_length or reach, reach)
     ids, num_cut = encode(rows.texts, tokenizer, context=context)
     if num_cut:
         log.warning("%d texts are longer than the context and were cut", num_cut)

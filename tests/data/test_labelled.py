@@ -211,6 +211,20 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict, message
         LabelledConfig(**settings)
 
 
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"val_file": "b.csv", "test_file": "b.csv", "test_fraction": 0.3}, "test_fraction=0.3 has no effect, as the rows"),
+    ({"test_file": "b.csv", "test_fraction": 0.3}, "test_fraction=0.3 has no effect, as the rows that judge are not"),
+    ({"val_file": "b.csv", "test_fraction": 0.3}, "test_fraction=0.3 has no effect, as the rows that judge are not"),
+    ({"val_file": "b.csv", "val_fraction": 0.3}, "val_fraction=0.3 has no effect, as the validation rows are not"),
+    ({"train_file": None, "data": "sms-spam-balanced", "val_fraction": 0.3}, "val_fraction=0.3 has no effect"),
+    ({"train_file": None, "data": "sms-spam", "label_column": "3"}, "label_column=3 has no effect, as --data sms-spam"),
+    ({"train_file": None, "text_column": "words"}, "text_column=words has no effect, as --data tinyworld-spam has"),
+])
+def test_a_setting_that_the_rows_leave_no_room_for_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_parts(LabelledConfig(**{"train_file": "a.csv", **settings}))
+
+
 def test_classes_are_in_the_order_of_numbers_or_of_the_alphabet() -> None:
     def names(*labels: str) -> list[str]:
         from llm.data.labelled_sets import Parts

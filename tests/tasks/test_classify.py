@@ -47,6 +47,8 @@ def test_a_run_can_be_used_and_says_again_what_it_said(capsys: pytest.CaptureFix
         rows = list(csv.DictReader(file))
     first = next(row for row in rows if row["part"] == "test")
     assert classify.main(["--predict", first["text"], "--model", "run", "--device", "cpu"]) == 0
+    with pytest.raises(ValueError, match="--context 257 exceeds the model's context_length=256; leave it out"):
+        classify.main(["--predict", "hi", "--model", "run", "--device", "cpu", "--context", "257"])
     label, shown, text = capsys.readouterr().out.rstrip("\n").split("\t")
     assert (label, text) == (first["predicted"], first["text"])
     assert float(shown.split()[1]) == pytest.approx(float(first["p(ham)"]), abs=1e-4)
@@ -254,6 +256,13 @@ def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
 
 @pytest.mark.parametrize(("argv", "message"), [
     (["--predict", "hi"], "--predict needs --model RUN"),
+    (["--predict", "hi", "--model", "base", "--epochs", "2", "--out=x", "--seeds=3", "--data=rows.csv", "--dim", "8"],
+     "--data, --dim, --epochs, --out, --seeds cannot be used with --predict, which trains nothing; leave them out"),
+    (["--predict", "hi", "--model", "base", "--label_column", "y"], "--label-column cannot be used with --predict"),
+    (["--model", "base", "--dim", "64"], "--model base brings its own architecture; leave the architecture's flags"),
+    (["--data", "sms-spam", "--text-column", "body"], "text_column=body has no effect, as --data sms-spam has columns"),
+    (["--data", "tinyworld-spam", "--use-quotes", "True"], "use_quotes=True has no effect, as --data tinyworld-spam"),
+    (["--folds", "2", "--test-fraction", "0.3"], "test_fraction=0.3 has no effect, as each of --folds is tested on"),
     (["--predict", " ", "--model", "base"], "--predict is empty"),
     (["--predict", "hi", "--model", "base"], "holds no classifier"),
     (["--predict", "rows.md", "--model", "base"], "rows.md: labelled texts are read from .csv, .tsv, .jsonl, .parquet"),
@@ -281,7 +290,7 @@ def test_what_cannot_be_done_says_why(argv: list[str], message: str) -> None:
     llm.save(random_model(config), "bare")
     Path("rows.md").write_text("hi", encoding="utf-8")
     start = [] if "--model" in argv else TINY if "--tokenizer" not in argv else TINY[: TINY.index("--tokenizer")]
-    data = [] if "--data" in argv else ["--data", "rows.csv"]
+    data = [] if {"--data", "--predict"} & {*argv} else ["--data", "rows.csv"]
     with pytest.raises(ValueError, match=message):
         classify.main([*start, *data, "--device", "cpu", *argv])
 
