@@ -90,6 +90,7 @@ class ClassifyConfig:
     """Label texts: train a classifier from nothing or from another model's weights, judge it, use it.
 
     python -m llm.tasks.classify --train-file train.csv --test-file test.csv
+
     python -m llm.tasks.classify --predict "You have won!" --model RUN
     """
 

@@ -102,10 +102,6 @@ class Judgement:
         """The same of some of the rows."""
         return Judgement(self.truth[chosen], self.probabilities[chosen], self.names, self.positive, self.threshold)
 
-    def at(self, threshold: float | None) -> "Judgement":
-        """The same at another threshold."""
-        return Judgement(self.truth, self.probabilities, self.names, self.positive, threshold)
-
     def numbers(self) -> dict[str, Any]:
         """Everything in numbers; ranking scores are those of the positive class, or means over the classes."""
         table, hits = self.table, int((self.predicted == self.truth).sum())
