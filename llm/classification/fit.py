@@ -161,7 +161,10 @@ def versions(config: ClassifyConfig, texts: Sequence[str], tokenizer: Tokenizer,
 
 
 def with_pad(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with a token of its own for padding, which is no text and does not end one; added where need be.
+    """The tokenizer with a token of its own for padding, which is no text and does not end one.
+
+    Where it names none, a control token that is used for nothing else is taken: the model has weights for it already,
+    and adapters trained upon it need no base with one row more. Without any, one is added.
 
     Raises:
         ValueError: for a tokenizer that lacks it and cannot get one.
@@ -172,6 +175,12 @@ def with_pad(tokenizer: Tokenizer) -> Tokenizer:
         raise ValueError("the tokenizer has no token for padding only, and cannot get one; name one as pad_token in "
                          "its tokenizer_config.json")
     vocabulary = tokenizer.vocabulary
+    used = {tokenizer.bos_id, tokenizer.eos_id, *ends(tokenizer).around([])}
+    spare = [name for name, token_id in vocabulary.special_tokens.items()
+             if token_id not in used and name not in (tokenizer.chat_template or "")]
+    if spare:   # the last of the reserved ones, unless one is meant for it
+        name = max(spare, key=lambda name: ("pad" in name.casefold(), vocabulary.special_tokens[name]))
+        return Tokenizer(vocabulary, **{**tokenizer.settings, "pad_token": name})
     if PAD not in vocabulary.special_tokens:
         source, pad_id = vocabulary.source, tokenizer.vocab_size
         if source is not None:   # the file that it was read from, which is what is saved again

@@ -213,6 +213,9 @@ def check_model(config: ClassifyConfig) -> None:
                          "--predict")
     if choose_architecture(config.model)["architecture"] != config.architecture:
         raise ValueError(f"--model {config.model} brings its own architecture; leave the architecture's flags out")
+    reach = config.architecture.context_length
+    if (config.context or 0) > reach:
+        raise ValueError(f"--context {config.context} exceeds the model's context_length={reach}; give {reach} at most")
 
 
 def base_hash(config: ClassifyConfig) -> dict[str, str]:

@@ -45,6 +45,6 @@ def test_the_audit_tells_and_warns(caplog: pytest.LogCaptureFixture) -> None:
         == [("train", "val", 0, 0, 0), ("train", "test", 2, 2, 2), ("val", "test", 0, 0, 0)]
     with caplog.at_level(logging.WARNING):
         text = tell(parts, {name: [3] * len(part) for name, part in parts.items()}, dict.fromkeys(parts, 1))
-    assert "2 texts of test also stand in train, 2 more nearly do" in caplog.text
+    assert "texts of test that also stand in train: 2, and 2 more nearly do" in caplog.text
     assert "| train | test | 2 | 2 | 2 |" in text and "3 / 3 / 3" in text
     assert (repeated(TRAIN + TRAIN), contradictions(TRAIN + TEST)) == (3, 1)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,34 @@ def test_a_run_keeps_adapters_and_at_its_end_a_whole_model(family: str, capsys: 
     shutil.rmtree("base")
     with pytest.raises(ValueError, match=r"base', which is not there; .*, or use run/checkpoints/merged, which needs"):
         classify.main(["--predict", "hi", "--model", "run", "--device", "cpu"])
+
+
+@pytest.mark.parametrize("has_spare", [True, False])
+def test_peft_scores_a_padded_batch_as_the_run_did(has_spare: bool) -> None:
+    """A control token of the base that is used for nothing pads; without one, the base needs a row more."""
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    plain = Tokenizer.byte_level().vocabulary
+    spare = {"<repo_name>": 257, "<empty_output>": 258} if has_spare else {}
+    tokenizer = Tokenizer(replace(plain, special_tokens={**plain.special_tokens, **spare}))
+    config = replace(TINY["llama"], vocab_size=tokenizer.vocab_size, context_length=64)
+    llm.save(random_model(config), "base", tokenizer=tokenizer)
+    assert classify.main([*RUN, "--out", "run"]) == 0
+    with open("run/predictions.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    adapter = llm.checkpoint.find_checkpoint("run")
+    theirs = transformers.AutoTokenizer.from_pretrained(adapter)
+    assert theirs.pad_token == ("<empty_output>" if has_spare else "<|pad|>")
+    base = transformers.AutoModelForSequenceClassification.from_pretrained("base", num_labels=2)
+    if not has_spare:
+        base.resize_token_embeddings(len(theirs))
+    base.config.pad_token_id = theirs.pad_token_id
+    model = peft.PeftModel.from_pretrained(base, adapter).eval()
+    batch = theirs([row["text"] for row in rows], padding=True, return_tensors="pt")
+    assert (batch["input_ids"] == theirs.pad_token_id).any()
+    with torch.no_grad():
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.softmax(-1)
+    assert found[:, 0].tolist() == pytest.approx([float(row["p(ham)"]) for row in rows], abs=2e-6)
 
 
 def test_the_scores_begin_where_they_do_without_adapters() -> None:
