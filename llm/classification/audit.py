@@ -122,8 +122,8 @@ def tell(parts: Mapping[str, Labelled], lengths: Mapping[str, Sequence[int]], nu
     between = overlaps(parts)
     for overlap in between:
         if overlap.exact or overlap.near:
-            log.warning("texts of %s that also stand in %s: %d, and %d more nearly do; the others have their own scores",
-                        overlap.later, overlap.earlier, overlap.exact, overlap.near)
+            log.warning("texts of %s that also stand in %s: %d, and %d more nearly do; scores on the others are told "
+                        "too", overlap.later, overlap.earlier, overlap.exact, overlap.near)
     return "\n\n".join([
         table(["part", "rows", "classes", "repeated rows", "contradictory texts", "tokens read: least / median / most",
                "rows cut"], about),
