@@ -186,6 +186,7 @@ def test_in_a_terminal_ctrl_c_does_not_end_it_and_ctrl_d_does(folder: str) -> No
     process = subprocess.Popen(
         [sys.executable, "-m", "llm.tasks.chat", "--model", folder, "--max-new-tokens", "9", "--threads", "1"],
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),   # ignored by what a script runs with `&`
         env={**os.environ, "PYTHONPATH": str(Path(llm.__file__).parents[1]), "TERM": "dumb"})
     os.close(theirs)
     shown = ""
