@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llm.bench.config import ClassifyBenchConfig
-from llm.bench.measure import Timing, is_emulated, speedup, take_turns, watch_of
+from llm.bench.measure import Timing, speedup, take_turns, watch_of, worlds
 from llm.bench.steps import SEED, SETTINGS, transformers
 from llm.bench.table import format_table
 from llm.bench.training import with_sizes
@@ -33,7 +33,7 @@ from llm.models.build import build_model
 from llm.models.classifier import Classifier
 from llm.models.config import ModelConfig
 from llm.objectives.classification import Classification
-from llm.runtime import World, start
+from llm.runtime import World
 from llm.train.plain import PlainLoop
 from llm.train.trainer import Trainer
 
@@ -95,12 +95,7 @@ def bench_classification(config: ClassifyBenchConfig) -> list[Row]:
     texts, architecture = prepare(config)
     watch = watch_of(config.machine)
     found: list[Row] = []
-    for requested in config.precision:
-        world = start(device=config.machine.device, precision=requested, threads=config.machine.threads)
-        if is_emulated(world.device, world.precision):
-            log.warning("%s is left out: its matrix products are only emulated here, up to hundreds of times slower "
-                        "than fp32", world.precision)
-            continue
+    for world in worlds(config.precision, config.machine):
         for batch_size in config.batch_size:
             ours = new_classifier(architecture, texts)
             theirs = peer_classifier(ours).to(world.device) if config.against else None
@@ -114,8 +109,6 @@ def bench_classification(config: ClassifyBenchConfig) -> list[Row]:
                                       warmup=1, watch=watch) for task in ("train", "predict")}
             found += rows_of(times, texts, batch_size, world.precision)
             log.info("%s, %d texts in a batch", world.precision, batch_size)
-    if not found:
-        raise ValueError("there is nothing left to measure; add --precision fp32")
     return found
 
 

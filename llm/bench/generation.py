@@ -17,11 +17,11 @@ from llm.bench.measure import (
     Ratio,
     Timing,
     Watch,
-    is_emulated,
     speedup,
     stream_rate,
     take_turns,
     watch_of,
+    worlds,
 )
 from llm.bench.steps import SEED, Program, peer_model, smallest, transformers
 from llm.bench.table import format_table
@@ -70,12 +70,7 @@ def bench_generation(config: GenerateBenchConfig) -> list[Row]:
     architecture = with_sizes(config.architecture, config.vocab_size, config.prompt_tokens + config.new_tokens)
     watch = watch_of(config.machine)
     rows: list[Row] = []
-    for requested in config.precision:
-        world = start(device=config.machine.device, precision=requested, threads=config.machine.threads)
-        if is_emulated(world.device, world.precision):
-            log.warning("%s is left out: its matrix products are only emulated here, up to hundreds of times slower "
-                        "than fp32", world.precision)
-            continue
+    for world in worlds(config.precision, config.machine):
         limit = stream_rate(watch, world.precision) / weight_bytes(architecture, world.precision)
         for batch_size in config.batch_size:
             ours = WritingJob(program="ours", architecture=architecture, batch_size=batch_size,
@@ -84,8 +79,6 @@ def bench_generation(config: GenerateBenchConfig) -> list[Row]:
             jobs = [ours, replace(ours, program="transformers")] if config.against else [ours]
             rows += measure_writing(jobs, config, watch, steps_per_s=limit)
             log.info("%s, %d at once", world.precision, batch_size)
-    if not rows:
-        raise ValueError("there is nothing left to measure; add --precision fp32")
     return rows
 
 

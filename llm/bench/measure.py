@@ -5,14 +5,15 @@ So they take turns, A B A B, in one process; each pair of neighbours gives a rat
 says how far to trust that of the medians. Read next: `steps.py`.
 """
 
+import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import accumulate
 from multiprocessing import get_context
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from llm.bench.config import Clock, MachineConfig
-from llm.runtime import DTYPES, Precision, has_fast_bf16, start
+from llm.runtime import DTYPES, Precision, World, has_fast_bf16, start
+
+log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
@@ -158,6 +161,23 @@ def is_emulated(device: torch.device, precision: Precision) -> bool:
     if precision == "fp16":
         return device.type == "cpu"
     return precision == "bf16" and device.type != "mps" and not has_fast_bf16(device.type)
+
+
+def worlds(precisions: Sequence[Precision | Literal["auto"]], machine: MachineConfig) -> list[World]:
+    """Where to compute in each precision that was asked for; one that is only emulated is left out, with a warning.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    found = [start(device=machine.device, precision=precision, threads=machine.threads) for precision in precisions]
+    for world in found:
+        if is_emulated(world.device, world.precision):
+            log.warning("%s is left out: its matrix products are only emulated here, up to hundreds of times slower "
+                        "than fp32", world.precision)
+    measured = [world for world in found if not is_emulated(world.device, world.precision)]
+    if not measured:
+        raise ValueError("there is nothing left to measure; add --precision fp32")
+    return measured
 
 
 def in_fresh_process(function: Callable[..., Value], *arguments: object) -> Value:

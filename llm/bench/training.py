@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from llm.bench.config import TrainBenchConfig
-from llm.bench.measure import Timing, Watch, in_fresh_process, is_emulated, matmul_rate, speedup, take_turns, watch_of
+from llm.bench.measure import Timing, Watch, in_fresh_process, matmul_rate, speedup, take_turns, watch_of, worlds
 from llm.bench.steps import Job, build_step, head_memory, step_memory, transformers
 from llm.bench.table import format_table
 from llm.bench.trace import Breakdown, profile_step
 from llm.models.config import ModelConfig
 from llm.models.profile import flops_per_token, format_bytes
-from llm.runtime import start
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +42,6 @@ def bench_training(config: TrainBenchConfig, folder: Path) -> list[Row]:
     rows: list[Row] = []
     for jobs in combinations(config):
         rows += measure_together(jobs, config, watch, folder)
-    if not rows:
-        raise ValueError("there is nothing left to measure; add --precision fp32")
     return rows
 
 
@@ -52,13 +49,8 @@ def combinations(config: TrainBenchConfig) -> list[list[Job]]:
     """The jobs that are to take turns with each other, for each combination of settings."""
     architecture = with_sizes(config.architecture, config.vocab_size, config.context)
     found = []
-    for requested, is_compiled, is_checkpointed in product(config.precision, config.compile,
-                                                           config.activation_checkpointing):
-        world = start(device=config.machine.device, precision=requested, threads=config.machine.threads)
-        if is_emulated(world.device, world.precision):
-            log.warning("%s is left out: its matrix products are only emulated here, up to hundreds of times slower "
-                        "than fp32", world.precision)
-            continue
+    for world, is_compiled, is_checkpointed in product(worlds(config.precision, config.machine), config.compile,
+                                                       config.activation_checkpointing):
         ours = Job(program="ours", architecture=architecture, batch_size=config.batch_size, context=config.context,
                    precision=world.precision, device=str(world.device), threads=config.machine.threads,
                    is_compiled=is_compiled == "true", is_checkpointed=is_checkpointed == "true")

@@ -21,8 +21,7 @@ class Versions:
         tokenizer: what cuts them.
         context: tokens of a text that are read at most, with those that the tokenizer puts around it.
         bpe_dropout: chance of a merge to be left out, in [0, 1); see `DropoutTokenizer`.
-        token_dropout: chance of a token to be left out, in [0, 1); one at least
-            stays, and those around the text.
+        token_dropout: chance of a token to be left out, in [0, 1); one at least stays, and those around the text.
 
     Raises:
         ValueError: for a tokenizer whose merges cannot be left out.

@@ -18,8 +18,8 @@ def recipe() -> TrainConfig:
     """How small models learn to classify from nothing.
 
     The last weights count, those after the learning rate has run out: a validation part of a hundred rows cannot tell
-    which of ten checkpoints is the best. In ten cross-validations over 1,194 rows the best by it made 292 errors in
-    sum, the last 271.
+    which of ten checkpoints is the best. In 24 cross-validations over 1,194 rows, with various settings, the best by it
+    made 728 errors in sum, the last 688.
     """
     return TrainConfig(epochs=10, batch_size=16, optimizer="muon", lr=3e-3, schedule="linear", min_lr_ratio=0.0,
                        dropout=0.1, eval_every=50, save_best=False, keep=1)

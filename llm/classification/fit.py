@@ -69,7 +69,8 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     """
     generator = torch.Generator().manual_seed(config.train.seed)
     decoder, tokenizer = new_decoder(config, parts.train, generator, is_folder=is_folder)
-    context = min(config.context or decoder.config.context_length, decoder.config.context_length)
+    context = tokenizer.max_length
+    assert context is not None
     encoded = {name: encode(part.texts, tokenizer, context=context) for name, part in parts._asdict().items()}
     rows = {name: ids for name, (ids, _) in encoded.items()}
     num_cut = {name: count for name, (_, count) in encoded.items()}
@@ -134,8 +135,7 @@ def new_decoder(
         if config.objective.end_of_text and not ends(tokenizer).behind:
             tokenizer = with_end(tokenizer)
         decoder.grow(tokenizer.vocab_size)
-        reach = decoder.config.context_length
-        tokenizer.max_length = min(config.context or reach, reach)
+        tokenizer.max_length = config.context or decoder.config.context_length
         return decoder, tokenizer
     name = config.tokenizer or preset_table(config.model).get("tokenizer", DEFAULT_TOKENIZER)
     if name == "char":

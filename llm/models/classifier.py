@@ -18,6 +18,7 @@ from llm.models.decoder import Decoder
 from llm.models.init import STD
 from llm.models.routing import summarize
 from llm.nn import RouterReport, Routing
+from llm.nn.attention import take_places
 
 
 class Judged(NamedTuple):
@@ -116,7 +117,7 @@ class Classifier(nn.Module):
             return Judged(scores, **self._experts(routings, lengths, width))
         hidden, routings = self.decoder.trunk(input_ids)
         hidden = self.decoder.final_norm(hidden)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]   # (B, C)
+        last = take_places(hidden, lengths - 1)[:, 0]   # (B, C)
         return Judged(self.score(last), next_token_loss_sum(hidden, self.decoder.head_weight, targets),
                       **self._experts(routings, lengths, input_ids.shape[1]))
 

@@ -208,10 +208,10 @@ class Decoder(nn.Module):
             rope = rope[0].to(compute_dtype(hidden)), rope[1].to(compute_dtype(hidden))
         routings: list[Routing] = []
         # of the last block nothing but those places is read; experts, though, are balanced over all tokens
-        is_narrow = places is not None and cache is None and segment_ids is None and not self.config.expert_count
+        narrow = places if cache is None and segment_ids is None and not self.config.expert_count else None
         for layer, block in enumerate(self.blocks):
-            if places is not None and is_narrow and layer == len(self.blocks) - 1:
-                plan = plan.at(places)
+            if narrow is not None and layer == len(self.blocks) - 1:
+                plan = plan.at(narrow)
             if self.use_checkpointing and self.training and cache is None:
                 hidden, routing = checkpoint(block, hidden, plan, rope, use_reentrant=False)
             else:
@@ -220,7 +220,7 @@ class Decoder(nn.Module):
                 routings.append(routing)
         if cache is not None:
             cache.length += length
-        if places is not None and not is_narrow:
+        if places is not None and narrow is None:
             hidden = take_places(hidden, places)   # (B, 1, C)
         return hidden, routings
 

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llm.tasks.classify")   # started as a command, __name__ is "__main__", which nobody hears
 
-FOR_PREDICTION = ("config", "model", "predict", "context", "text-column", "use-quotes", "no-use-quotes", "device",
-                  "precision", "threads")   # the flags that have an effect there
+FOR_PREDICTION = ("config", "model", "predict", "context", "text-column", "use-quotes", "device", "precision",
+                  "threads")   # the flags that have an effect there
 
 
 def parse(argv: Sequence[str] | None = None) -> ClassifyConfig:
     """The settings that a command line asks for."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    asked = {word.split("=")[0] for word in argv}
+    asked = {word.split("=")[0].replace("_", "-") for word in argv}
     if "--train-file" in asked and "--data" not in asked:
         argv += ["--data", TINYWORLD]   # the default: files of one's own replace the data that a preset names
 
@@ -62,7 +62,7 @@ def parse(argv: Sequence[str] | None = None) -> ClassifyConfig:
 def check_prediction(config: ClassifyConfig, asked: Iterable[str]) -> None:
     """Make sure that there is a classifier's folder to predict with, and no flag that is for training only."""
     known = {f"--{name}" for name in FOR_PREDICTION}
-    found = sorted({word.replace("_", "-") for word in asked if word.startswith("--")} - known)
+    found = sorted({word for word in asked if word.startswith("--")} - known)
     if not is_folder(config.model):
         raise ValueError(f"--predict needs --model RUN, a classifier's run or folder, not {config.model!r}")
     if found:
@@ -250,7 +250,7 @@ def fingerprint(parts: Parts) -> str:
 
 
 def write_predictions(path: Path, parts: Parts, judged: "Mapping[str, Judgement]") -> None:
-    """predictions.csv: each row of validation and test with label, prediction and probabilities."""
+    """predictions.csv: each row of each part with label, prediction and probabilities."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+DAMAGED = "so the checkpoint is damaged; delete its folder to go on with the one before"
+
 
 @dataclass
 class TrainState:
@@ -32,6 +34,34 @@ class TrainState:
             value = saved[name]
             is_number = isinstance(value, kinds) or (new, value) == (None, None)
             if not is_number or (new is not None and value < 0):
-                raise ValueError(f"the saved {name}={value!r} is no number, or below 0, so the checkpoint is damaged; "
-                                 "delete its folder to go on with the one before")
+                raise ValueError(f"the saved {name}={value!r} is no number, or below 0, {DAMAGED}")
         return cls(**{name: saved[name] for name in asdict(cls())})
+
+
+def check_fits(state: TrainState, saved: Mapping[str, Any], *, order: Mapping[str, int], total_steps: int,
+               epoch_steps: int, has_optimizer: bool) -> None:
+    """Make sure that a run can go on from a saved state as if it had never stopped.
+
+    Args:
+        state: where it stood.
+        saved: all that the checkpoint holds.
+        order: what the order of the data follows from, by name, now.
+        total_steps: of the plan.
+        epoch_steps: of the epoch in which it stood.
+        has_optimizer: whether the optimizer's state was saved.
+
+    Raises:
+        ValueError: if the order of the data would be another, the plan is shorter than what was done, or the checkpoint
+            contradicts itself.
+    """
+    for name, value in order.items():
+        if saved[name] != value:
+            raise ValueError(f"{name}={value}, but the run was made with {saved[name]}: its data order would change; "
+                             "start a new run from its weights instead")
+    if state.step > total_steps:
+        raise ValueError(f"the run has taken {state.step} steps already, more than the {total_steps} asked for; ask "
+                         "for more, or start a new run from its weights")
+    if state.place >= epoch_steps:
+        raise ValueError(f"the saved place={state.place} is beyond the epoch's end, {DAMAGED}")
+    if state.step > state.skipped and not has_optimizer:
+        raise ValueError(f"the saved optimizer state is empty after {state.step} steps, {DAMAGED}")

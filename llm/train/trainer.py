@@ -42,7 +42,7 @@ from llm.train.logger import Console, Guarded, JsonLines, Logger, Plot, cut_back
 from llm.train.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 from llm.train.schedule import lr_factor, warmup_steps
 from llm.train.signals import StopRequest
-from llm.train.state import TrainState
+from llm.train.state import TrainState, check_fits
 
 log = logging.getLogger(__name__)
 
@@ -283,19 +283,8 @@ class Trainer:
             keys = [*asdict(self.state), *self._order(0), "world_size", "precision", "rng", "scaler", "lengths"]
             saved, tensors = read_trainer_state(self.store.path(step), keys=keys)
             state = TrainState.from_saved(saved)
-            for name, value in self._order(state.epoch).items():
-                if saved[name] != value:
-                    raise ValueError(f"{name}={value}, but the run was made with {saved[name]}: "
-                                     "its data order would change; start a new run from its weights instead")
-            if state.step > self.total_steps:
-                raise ValueError(f"the run has taken {state.step} steps already, more than the {self.total_steps} "
-                                 "asked for; ask for more, or start a new run from its weights")
-            if state.place >= self.loader.num_steps(state.epoch):
-                raise ValueError(f"the saved place={state.place} is beyond the epoch's end, so the checkpoint is "
-                                 "damaged; delete its folder to go on with the one before")
-            if state.step > state.skipped and not tensors:
-                raise ValueError(f"the saved optimizer state is empty after {state.step} steps, so the checkpoint is "
-                                 "damaged; delete its folder to go on with the one before")
+            check_fits(state, saved, order=self._order(state.epoch), total_steps=self.total_steps,
+                       epoch_steps=self.loader.num_steps(state.epoch), has_optimizer=bool(tensors))
             for what, before, now in (("process(es)", saved["world_size"], self.world.size),
                                       ("precision", saved["precision"], self.world.precision)):
                 if before != now:
