@@ -145,20 +145,6 @@ def log_loss(truth: np.ndarray, probabilities: np.ndarray) -> float:
     return float(-np.log(np.maximum(chosen, 1e-12)).mean())
 
 
-def best_threshold(is_positive: np.ndarray, belief: np.ndarray) -> float:
-    """The threshold of the highest F1, in the middle between the two probabilities that it separates.
-
-    Example:
-        >>> round(best_threshold(np.array([True, True, False]), np.array([0.9, 0.4, 0.2])), 3)
-        0.3
-    """
-    points = curve(is_positive, belief)
-    f1 = 2 * points.true_positives / (points.true_positives + points.false_positives + is_positive.sum())
-    best = int(np.argmax(f1))
-    below = points.thresholds[best + 1] if best + 1 < len(points.thresholds) else 0.0
-    return float(min(points.thresholds[best], 1.0) + below) / 2
-
-
 def sign_test(wins: int, losses: int) -> float:
     """How often chance alone would part two equally good classifiers so far, from the rows that only one gets right.
 

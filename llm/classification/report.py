@@ -17,6 +17,7 @@ from llm.classification.fit import Fitted
 from llm.classification.judge import Judgement
 from llm.classification.plots import draw
 from llm.classification.tables import class_table, confusion_table, mistakes, percent, scores_table, table
+from llm.classification.threshold import best_threshold
 from llm.data.labelled import Labelled
 from llm.data.labelled_sets import Parts
 
@@ -29,7 +30,7 @@ CHOSEN = "the same, threshold from validation"
 def judge_all(config: ClassifyConfig, parts: Parts, fitted: Fitted, positive: int) -> dict[str, dict[str, Judgement]]:
     """Of each part that has rows the judgements of the classifier and of the baselines.
 
-    Where there are two classes, also of the classifier with the threshold that has the best F1 on validation.
+    Where there are two classes, also of the classifier with the threshold of which validation lets expect the best F1.
     """
     names = parts.names
     numbers = {name: place for place, name in enumerate(names)}
@@ -38,7 +39,7 @@ def judge_all(config: ClassifyConfig, parts: Parts, fitted: Fitted, positive: in
     baselines = fitted_baselines(parts.train.texts, truth["train"].tolist(), num_classes=len(names))
     threshold, is_positive = None, truth["val"] == positive
     if len(names) == 2 and 0 < is_positive.sum() < len(is_positive):   # of one class alone nothing can be chosen
-        threshold = metrics.best_threshold(is_positive, fitted.probabilities["val"][:, positive])
+        threshold = best_threshold(is_positive, fitted.probabilities["val"][:, positive])
     found: dict[str, dict[str, Judgement]] = {}
     for part, true in truth.items():
         ours = Judgement(true, fitted.probabilities[part], names, positive)
@@ -130,8 +131,8 @@ def _legend(ours: Judgement, chosen: Judgement | None) -> str:
         return (f"Shares in percent. Precision, recall and F1 are those of {name!r}; ROC-AUC and PR-AUC are means over "
                 "the classes, each against all others.")
     return (f"Shares in percent; precision, recall, F1 and the areas are those of {name!r}. With the threshold, "
-            f"{name!r} is predicted from a probability of {chosen.threshold:.3f} on, which has the best F1 on "
-            "validation.")
+            f"{name!r} is predicted from a probability of {chosen.threshold:.3f} on; of that threshold validation lets "
+            "expect the best F1.")
 
 
 def write_summary(

@@ -32,15 +32,6 @@ def test_pr_auc_adds_up_precision_times_gained_recall() -> None:
     assert math.isnan(metrics.pr_auc(np.zeros(3, bool), BELIEF[:3]))
 
 
-def test_the_best_threshold_has_the_best_f1_of_all() -> None:
-    def f1(threshold: float) -> float:
-        chosen = threshold <= BELIEF
-        return 2 * (chosen & TRUTH).sum() / (chosen.sum() + TRUTH.sum())
-
-    assert f1(metrics.best_threshold(TRUTH, BELIEF)) == max(f1(threshold) for threshold in np.linspace(0, 1, 201))
-    assert metrics.best_threshold(np.array([False, True]), np.array([0.2, 0.9])) == pytest.approx(0.55)
-
-
 def test_wilson_bounds_solve_their_equation() -> None:
     """At the bounds the observed share lies 1.96 standard errors of the true share away."""
     for hits, count in ((294, 300), (1, 9), (5, 10)):
