@@ -53,6 +53,10 @@ class ObjectiveConfig:
     a model trained from nothing whose tokenizer has merges, else 0."""
     token_dropout: float = 0.2
     """Chance of a token to be left out of a training text, anew in every epoch."""
+    teachers: int = 0
+    """So many classifiers with seeds of their own learn the labels before, and Naive Bayes on words and on characters;
+    the one that is kept learns from the mean of what they believe of each version of a text, and of as many splices of
+    two; 0: from the labels."""
     tune: str = "all"
     """Which weights learn: head, last-block, last-N (blocks, with the final norm), all, or lora: adapters beside the
     weights, which stay as they are."""
@@ -66,7 +70,7 @@ class ObjectiveConfig:
         for name in ("bpe_dropout", "token_dropout"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
-        for name in ("language", "warm_up"):
+        for name in ("language", "warm_up", "teachers"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
         self.num_blocks_tuned(1)

@@ -1,4 +1,4 @@
-"""One classifier from one set of rows: tokenizer, model, warm-up on the texts, training, and the best checkpoint."""
+"""One classifier from one set of rows: tokenizer, model, teachers, warm-up on the texts, training, best checkpoint."""
 
 import logging
 import time
@@ -13,8 +13,10 @@ import torch
 from llm.checkpoint import CheckpointStore, find_checkpoint, load_weights, save
 from llm.checkpoint import load as load_model
 from llm.classification.augment import Versions
+from llm.classification.baselines import NaiveBayes, fitted_baselines
 from llm.classification.config import BPE_DROPOUT, DEFAULT_TOKENIZER, NEW_CONTEXT, ClassifyConfig
 from llm.classification.judge import beliefs, encode
+from llm.classification.teachers import Splices, Teachers
 from llm.data.corpus import make_tokenizer
 from llm.data.datasets import LabelledTexts, TokenWindows
 from llm.data.division import balanced_weights
@@ -48,7 +50,7 @@ class Fitted(NamedTuple):
     lengths: dict[str, list[int]]          # part to the tokens that are read of each row
     num_cut: dict[str, int]                # part to the rows that are longer than that
     num_trained: int                       # parameters that learned
-    train_s: float                         # seconds in training steps, warm-up included
+    train_s: float                         # seconds in training steps, those of warm-up and teachers included
     texts_per_s: float                     # in prediction
     stop_signal: int | None
 
@@ -81,20 +83,26 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     freeze(model, config, generator)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     mean_length = float(np.mean([len(row) for row in rows["train"]]))
-    version = versions(config, parts.train.texts, tokenizer, context=context, is_folder=is_folder)
+    version: Versions | Splices | None = versions(config, parts.train.texts, tokenizer, context=context,
+                                                  is_folder=is_folder)
     weights = balanced_weights(parts.train.labels, parts.names) if config.data.class_balance == "weights" else None
     numbers = {name: place for place, name in enumerate(parts.names)}
-    datasets = {name: LabelledTexts(rows[name], [numbers[label] for label in part.labels],
+    classes = {name: [numbers[label] for label in part.labels] for name, part in parts._asdict().items()}
+    read = dict(rows)
+    if config.objective.teachers:   # who also say what to think of texts that have no label
+        plain, count = rows["train"], len(rows["train"])
+        version = Splices(version or (lambda number, rng: plain[number]), count, tokenizer, context=context)
+        read["train"], classes["train"] = [*plain, *plain], 2 * classes["train"]
+    datasets = {name: LabelledTexts(read[name], classes[name],
                                     has_targets=name == "train" and config.objective.language > 0,
                                     version=version if name == "train" else None)
-                for name, part in parts._asdict().items() if len(part)}
+                for name in read if read[name]}
+    objective = Classification(
+        weights, label_smoothing=config.objective.label_smoothing, token_weight=config.objective.language / mean_length,
+        balance=config.routers.balance / mean_length, router_z=config.routers.router_z / mean_length)
     trainer = Trainer(
-        model,
-        Classification(weights, label_smoothing=config.objective.label_smoothing,
-                       token_weight=config.objective.language / mean_length,
-                       balance=config.routers.balance / mean_length, router_z=config.routers.router_z / mean_length),
-        train=datasets["train"], val=datasets["val"], config=config.train, folder=folder, tokenizer=tokenizer,
-        world=world,
+        model, objective, train=datasets["train"], val=datasets["val"], config=config.train, folder=folder,
+        tokenizer=tokenizer, world=world,
         loggers=trackers(folder, config, tensorboard=config.run.tensorboard, wandb=config.run.wandb),
         base=find_checkpoint(config.model) if config.objective.tune == "lora" else None,
     )
@@ -102,8 +110,12 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
         trainer.resume()
     begin()
     train_s, stop_signal = 0.0, None
-    if warming is not None:
-        train_s, stop_signal = warm_up(warming, decoder)
+    if config.objective.teachers:   # whose chance must not become ours, which a resumed run has just taken up again
+        with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+            objective.teacher, train_s, stop_signal = find_teachers(config, parts, folder, world, is_folder=is_folder)
+    if warming is not None and stop_signal is None:
+        seconds, stop_signal = warm_up(warming, decoder)
+        train_s += seconds
         log.info("warm-up: %d steps on the texts of %d rows", warming.state.step, len(parts.train))
         warming = None   # frees what its optimizer remembers
     if stop_signal is None:
@@ -119,6 +131,32 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
     texts_per_s = sum(map(len, rows.values())) / (time.perf_counter() - started)
     return Fitted(model, tokenizer, probabilities, {name: [*map(len, part)] for name, part in rows.items()}, num_cut,
                   num_trained, train_s, texts_per_s, stop_signal)
+
+
+def find_teachers(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *,
+                  is_folder: bool) -> tuple[Teachers, float, int | None]:
+    """Fit those that a classifier learns from: classifiers like itself, each in a folder of its own, and Naive Bayes.
+
+    Returns:
+        Them, the seconds they took, and the signal that ended it early, if one did.
+    """
+    numbers = [parts.names.index(label) for label in parts.train.labels]
+    baselines = fitted_baselines(parts.train.texts, numbers, num_classes=len(parts.names))
+    others = [baseline for baseline in baselines.values() if isinstance(baseline, NaiveBayes)]
+    models: list[Classifier] = []
+    settings = replace(config, objective=replace(config.objective, teachers=0),
+                       run=replace(config.run, tensorboard=False, wandb=False))
+    seconds = 0.0
+    for number in range(1, config.objective.teachers + 1):
+        log.info("teacher %d of %d", number, config.objective.teachers)
+        seed = config.train.seed + 1_000_000 * number   # which no --seeds reaches
+        fitted = fit(replace(settings, train=replace(config.train, seed=seed)), parts, folder / f"teacher-{number}",
+                     world, is_folder=is_folder, begin=lambda: None)
+        models.append(fitted.model)
+        seconds += fitted.train_s
+        if fitted.stop_signal is not None:
+            break
+    return Teachers(models, others, fitted.tokenizer), seconds, fitted.stop_signal
 
 
 def new_decoder(

@@ -1,6 +1,9 @@
-"""Tell classes apart: cross entropy over whole texts, with the usual remedies for rare classes and for certainty."""
+"""Tell classes apart: cross entropy over whole texts, with the usual remedies for rare classes and for certainty.
 
-from collections.abc import Sequence
+What a text is to be taken for is said by its label, or by a teacher that has learned the labels before.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +27,15 @@ class Classification:
         balance: weight of the loss that keeps experts equally busy, for a token of the texts, beside a text's 1; in
             training mode only. Its value is `balance` in the metrics, 1 at best.
         router_z: weight of the loss that keeps the routers' scores small, the same way.
+        teacher: gives of a batch the (B, classes) probabilities from which the model learns in training mode, instead
+            of from the labels; smoothing has no effect then. See `llm/classification/teachers.py`.
 
     Raises:
         ValueError: for a negative weight, or smoothing outside its range.
 
     Paper: smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7. Language loss beside it: Radford et al. 2018,
-        "Improving Language Understanding by Generative Pre-Training", eq. 5.
+        "Improving Language Understanding by Generative Pre-Training", eq. 5. Teacher: Hinton et al. 2015,
+        arXiv:1503.02531, section 2.
 
     Example:
         >>> import llm
@@ -42,7 +48,8 @@ class Classification:
     """
 
     def __init__(self, class_weights: Sequence[float] | None = None, *, label_smoothing: float = 0.0,
-                 token_weight: float = 0.0, balance: float = 0.0, router_z: float = 0.0):
+                 token_weight: float = 0.0, balance: float = 0.0, router_z: float = 0.0,
+                 teacher: Callable[[dict[str, Tensor]], Tensor] | None = None):
         if class_weights is not None and not all(weight >= 0 for weight in class_weights):
             raise ValueError(f"class_weights={list(class_weights)} must not be negative")
         if not 0 <= label_smoothing < 1:
@@ -55,6 +62,7 @@ class Classification:
         self.token_weight = token_weight
         self.balance = balance
         self.router_z = router_z
+        self.teacher = teacher
 
     def weight(self, batch: dict[str, Tensor]) -> float:
         if self.class_weights is None:
@@ -67,8 +75,12 @@ class Classification:
                        targets=batch["targets"] if is_language_wanted else None)
         scores = judged.scores.float()
         weights = None if self.class_weights is None else self.class_weights.to(scores.device)
-        loss_sum = F.cross_entropy(scores, labels, weight=weights, reduction="sum",
-                                   label_smoothing=self.label_smoothing if model.training else 0.0)
+        if model.training and self.teacher is not None:
+            losses = F.cross_entropy(scores, self.teacher(batch), reduction="none")   # (B,)
+            loss_sum = (losses if weights is None else losses * weights[labels]).sum()
+        else:
+            loss_sum = F.cross_entropy(scores, labels, weight=weights, reduction="sum",
+                                       label_smoothing=self.label_smoothing if model.training else 0.0)
         count = float(len(labels))
         metrics: Metrics = {"accuracy": ((scores.argmax(-1) == labels).sum().float(), count)}
         if is_language_wanted:

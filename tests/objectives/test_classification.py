@@ -23,6 +23,8 @@ def model(family: str = "gpt") -> Classifier:
 @pytest.mark.parametrize(("family", "objective"), [
     ("gpt", Classification()),
     ("gpt", Classification([1.0, 3.0, 0.5], label_smoothing=0.2, token_weight=0.3)),
+    ("gpt", Classification([1.0, 3.0, 0.5], teacher=lambda batch: (batch["lengths"][:, None] + torch.arange(3.0))
+                           / 30)),   # no probabilities, but sums add up for any numbers
     ("qwen3_moe", Classification(balance=0.2, router_z=0.1)),
     ("qwen2_moe", Classification([1.0, 3.0, 0.5], token_weight=0.3, balance=0.2))])
 def test_a_batch_of_12_is_4_micro_batches_of_3(family: str, objective: Classification) -> None:
@@ -58,6 +60,22 @@ def test_smoothing_and_language_act_in_training_only() -> None:
     assert torch.allclose(objective(judge.train(), batch).loss_sum, smooth + 0.5 * language, rtol=1e-5)
     plain = F.cross_entropy(scores, batch["labels"], reduction="sum")
     assert torch.allclose(objective(judge.eval(), batch).loss_sum, plain, rtol=1e-5)
+
+
+def test_who_learns_from_a_teacher_that_says_the_labels_learns_from_the_labels() -> None:
+    judge, batch = model().train(), texts().batch(np.arange(6), seed=0, epoch=0)
+    for weights in (None, [1.0, 2.0, 0.5]):
+        taught = Classification(weights, label_smoothing=0.1, teacher=lambda told: F.one_hot(told["labels"], 3).float())
+        assert torch.allclose(taught(judge, batch).loss_sum, Classification(weights)(judge, batch).loss_sum, rtol=1e-5)
+
+
+def test_what_a_teacher_believes_counts_in_training_only() -> None:
+    judge, batch = model(), texts().batch(np.arange(6), seed=0, epoch=0)
+    belief = torch.tensor([0.7, 0.2, 0.1])
+    objective = Classification(teacher=lambda batch: belief.expand(6, 3))
+    logs = judge(batch["input_ids"], batch["lengths"]).scores.log_softmax(-1)
+    assert torch.allclose(objective(judge.train(), batch).loss_sum, -(logs @ belief).sum(), rtol=1e-5)
+    assert torch.equal(objective(judge.eval(), batch).loss_sum, Classification()(judge, batch).loss_sum)
 
 
 def test_the_losses_of_routers_act_in_training_only_and_by_their_weights() -> None:

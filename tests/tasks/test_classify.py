@@ -203,6 +203,32 @@ def test_a_resumed_run_ends_as_an_unbroken_one() -> None:
     assert Path("broken/report.md").exists()
 
 
+def test_a_teacher_is_the_classifier_of_its_seed_and_the_taught_one_is_none_of_them() -> None:
+    argv = ["--data", "rows.csv", "--warm-up", "0", "--seed", "3"]
+    run(*argv, "--out", "taught", "--teachers", "2")
+    run(*argv[:-1], "2000003", "--out", "second")
+    taught, first, second, alone = (load_classifier(name)[0].state_dict() for name in
+                                    ("taught", "taught/teacher-1", "taught/teacher-2", "second"))
+    assert all(torch.equal(second[name], tensor) for name, tensor in alone.items())
+    scores = [model["score.weight"] for model in (taught, first, second)]
+    assert not any(torch.equal(scores[place], scores[place - 1]) for place in range(3))
+
+
+def test_a_taught_run_that_was_broken_off_ends_as_an_unbroken_one() -> None:
+    """Broken off while the taught one learned, and while the first teacher did."""
+    run("--data", "rows.csv", "--save-every", "3", "--keep", "0", "--dropout", "0.1", "--teachers", "2", "--out", "run")
+    expected = Path("run/predictions.csv").read_bytes()
+    later = sorted(Path("run/checkpoints").glob("step-*"))[1:]
+    earlier = [*sorted(Path("run/teacher-1/checkpoints").glob("step-*"))[1:], Path("run/teacher-2"),
+               Path("run/checkpoints"), Path("run/warm-up")]
+    for gone in (later, earlier):
+        for folder in gone:
+            shutil.rmtree(folder)
+        Path("run/predictions.csv").unlink()
+        assert classify.main(["--resume", "run"]) == 0
+        assert Path("run/predictions.csv").read_bytes() == expected
+
+
 def test_a_refused_resume_changes_nothing_and_the_run_goes_on_as_if_it_had_not_been() -> None:
     run("--data", "rows.csv", "--out", "run")
     kept = ("run.toml", "environment.json", "metrics.jsonl", "warm-up/metrics.jsonl", "predictions.csv")
