@@ -341,8 +341,11 @@ class Trainer:
         """The gradient's norm; afterwards it is no longer than `clip`."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        return float(nn.utils.clip_grad_norm_(parameters, self.config.clip or float("inf")))
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if 0 < self.config.clip < norm:   # else nothing is to be multiplied
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip, norm)
+        return float(norm)
 
     def _skip(self, row: dict[str, Any], weight: float, loss_sum: float, norm: float | None) -> dict[str, Any]:
         """Account for a step that changed nothing.
@@ -376,9 +379,8 @@ class Trainer:
         return self.state.step == self.total_steps or (every > 0 and self.state.step % every == 0)
 
     def _is_save_due(self) -> bool:
-        epochs = self.config.save_every_epochs
-        is_epoch_due = epochs > 0 and self.state.place == 0 and self.state.epoch % epochs == 0
-        return self._is_due(self.config.save_every) or is_epoch_due
+        epochs, state = self.config.save_every_epochs, self.state
+        return self._is_due(self.config.save_every) or (epochs > 0 and state.place == 0 and state.epoch % epochs == 0)
 
     def _eval_batch_size(self) -> int:
         return max(1, self.config.batch_size // (self.config.accumulate * self.world.size))
