@@ -41,7 +41,7 @@ class TokenizeConfig:
     workers: int = os.cpu_count() or 1
     """Processes."""
     show: str | None = None
-    """Print how the tokenizer cuts this text, token by token."""
+    """Print how the tokenizer cuts this text, token by token; without --out nothing else is done."""
 
 
 def parse(argv: Sequence[str] | None = None) -> TokenizeConfig:
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> TokenizeConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse(argv)
-    if not config.out:
+    if not config.out and config.show is None:
         raise ValueError("--out is missing; name a folder for train.bin, val.bin and tokenizer.json")
     if not 0 < config.val_fraction < 1:
         raise ValueError(f"val_fraction={config.val_fraction} must lie between 0 and 1; 0.1 is usual")
@@ -61,11 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     source = TextSource(existing_path(config.data, "--data"), config.document_separator, config.text_key)
-    folder = Path(config.out)
     started = time.perf_counter()
     tokenizer = make_tokenizer(config.tokenizer, source.texts, pattern=config.pattern, workers=config.workers)
     fitted = time.perf_counter()
     log.info("tokenizer %s: %d ids, %.1f s", config.tokenizer, tokenizer.vocab_size, fitted - started)
+    if config.show is not None:
+        tokenizer.show(config.show)
+    if not config.out:
+        return 0
+    folder = Path(config.out)
     done = prepare(source, folder, tokenizer, val_fraction=config.val_fraction, workers=config.workers,
                    is_bar_wanted=sys.stderr.isatty())
     seconds = time.perf_counter() - fitted
@@ -73,8 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("documents: %d; %.1f MB to %s tokens for training and %s for validation, %.2f bytes per token, %.1f MB/s",
              done.num_documents, done.num_bytes / 1e6, f"{done.num_tokens['train']:,}", f"{done.num_tokens['val']:,}",
              done.num_bytes / count, done.num_bytes / 1e6 / seconds)
-    if config.show is not None:
-        tokenizer.show(config.show)
     print(folder)
     return 0
 

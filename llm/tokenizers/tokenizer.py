@@ -81,8 +81,9 @@ class Tokenizer:
             workers: processes that count words.
 
         Raises:
-            ValueError: for a string in place of texts, an unknown pattern, a vocabulary too small, or a special token
-                that is empty, double or a single character (which ordinary text could spell).
+            ValueError: for a string in place of texts, texts with nothing to learn from, an unknown pattern, a
+                vocabulary too small, or a special token that is empty, double or a single character (which ordinary
+                text could spell).
 
         Example:
             >>> tokenizer = Tokenizer.train(["low lower lowest"], vocab_size=261)
@@ -97,6 +98,9 @@ class Tokenizer:
         if bad := [name for name in names if len(name) < 2 or names.count(name) > 1]:
             raise ValueError(f"special_tokens={names}: {bad[0]!r} must be two characters or more, and given once")
         merges = bpe.train(texts, vocab_size, pattern=pattern, special_tokens=names, workers=workers)
+        if not merges and vocab_size > 256 + len(names):
+            raise ValueError("the texts hold no two characters side by side, so no merge can be learned; give text, or "
+                             "use Tokenizer.byte_level()")
         ranks = bpe.ranks(merges)
         special_ids = {name: len(ranks) + place for place, name in enumerate(names)}
         return cls(Vocabulary(ranks, patterns.PATTERNS.get(pattern, WHOLE_TEXT), special_ids))

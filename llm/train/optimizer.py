@@ -70,7 +70,7 @@ def load_optimizer_tensors(optimizers: Optimizers, model: nn.Module, tensors: Ma
 
     Raises:
         ValueError: if a tensor belongs to no trainable parameter of this model, or does not fit it; or if it is the
-            state of another optimizer, or a part of one.
+            state of another optimizer, or a part of one; or if a value is NaN or infinite.
     """
     slots: dict[str, set[str]] = defaultdict(set)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -84,6 +84,9 @@ def load_optimizer_tensors(optimizers: Optimizers, model: nn.Module, tensors: Ma
         if slot != "step" and tensor.shape != parameter.shape:
             raise ValueError(f"the optimizer state {key!r} has shape {tuple(tensor.shape)}, but the parameter has "
                              f"{tuple(parameter.shape)}; it belongs to another model")
+        if not tensor.isfinite().all():
+            raise ValueError(f"the optimizer state {key!r} holds a value that is no finite number, which would spoil "
+                             "the weights; go on from an earlier checkpoint, or from these weights with --model")
         slots[name].add(slot)
         home[parameter].state[parameter][slot] = tensor.to(parameter.device)
     for name, found in slots.items():

@@ -10,6 +10,7 @@ from llm.data import prepare as module
 from llm.data.config import DataConfig
 from llm.data.corpus import load_corpus
 from llm.data.prepare import TextSource, prepare
+from llm.tasks import tokenize
 from llm.tokenizers.tokenizer import Tokenizer
 
 SEPARATOR = "<|endoftext|>"
@@ -157,3 +158,13 @@ def test_too_little_text_is_refused(tmp_path: Path, content: str, message: str) 
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(ValueError, match=message):
         prepare(TextSource(tmp_path / "a.txt", SEPARATOR), tmp_path / "out", TOKENIZERS["byte"])
+
+
+def test_the_command_shows_tokens_without_writing_any_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("low lower lowest", encoding="utf-8")
+    arguments = ["--data", str(tmp_path / "a.txt"), "--tokenizer", "bpe:261"]
+    assert tokenize.main([*arguments, "--show", "slow"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["    82  's'", "   257  'low'"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    with pytest.raises(ValueError, match="--out is missing"):
+        tokenize.main(arguments)

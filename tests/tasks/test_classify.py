@@ -287,6 +287,7 @@ def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
     (["--predict", "hi", "--model", "base", "--label_column", "y"], "--label-column cannot be used with --predict"),
     (["--model", "base", "--dim", "64"], "--model base brings its own architecture; leave the architecture's flags"),
     (["--model", "base", "--context", "9999"], "--context 9999 exceeds the model's context_length="),
+    (["--config", "narrow.toml"], "context_length=64 has no effect: .* give --context instead"),
     (["--data", "sms-spam", "--text-column", "body"], "text_column=body has no effect, as --data sms-spam has columns"),
     (["--data", "tinyworld-spam", "--use-quotes", "True"], "use_quotes=True has no effect, as --data tinyworld-spam"),
     (["--folds", "2", "--test-fraction", "0.3"], "test_fraction=0.3 has no effect, as each of --folds is tested on"),
@@ -316,6 +317,7 @@ def test_what_cannot_be_done_says_why(argv: list[str], message: str) -> None:
     llm.save(random_model(config), "base", tokenizer=Tokenizer.byte_level())
     llm.save(random_model(config), "bare")
     Path("rows.md").write_text("hi", encoding="utf-8")
+    Path("narrow.toml").write_text("[architecture]\ncontext_length = 64\n", encoding="utf-8")
     start = [] if "--model" in argv else TINY if "--tokenizer" not in argv else TINY[: TINY.index("--tokenizer")]
     data = [] if {"--data", "--predict"} & {*argv} else ["--data", "rows.csv"]
     with pytest.raises(ValueError, match=message):

@@ -113,6 +113,13 @@ def test_equal_fingerprints_mean_equal_tokenizers():
     assert len(set(prints)) == len(prints) and prints[0] == trained().fingerprint
 
 
+@pytest.mark.parametrize("texts", [[], [""], ["a", "b"]])
+def test_texts_without_a_pair_of_characters_teach_nothing_and_are_refused(texts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"no two characters side by side.*Tokenizer\.byte_level"):
+        Tokenizer.train(texts, vocab_size=300)
+    assert Tokenizer.train(texts, vocab_size=257).vocab_size == 257   # no merge was asked for
+
+
 def test_a_single_string_is_not_taken_for_texts_of_one_character() -> None:
     with pytest.raises(ValueError, match="give a list"):
         Tokenizer.train("low lower lowest", vocab_size=261)

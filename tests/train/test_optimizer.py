@@ -72,3 +72,11 @@ def test_state_of_another_model_is_refused() -> None:
         load_optimizer_tensors([optimizer], model, {"head.weight.exp_avg": torch.zeros(2, 2)})
     with pytest.raises(ValueError, match=r"'weight\.exp_avg' has shape \(3,\)"):
         load_optimizer_tensors([optimizer], model, {"weight.exp_avg": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_state_that_would_spoil_the_weights_is_refused(value: float) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = build_optimizers(model, TrainConfig())[0]
+    with pytest.raises(ValueError, match=r"'bias\.exp_avg' holds a value that is no finite number"):
+        load_optimizer_tensors([optimizer], model, {"bias.exp_avg": torch.tensor([0.0, value])})
