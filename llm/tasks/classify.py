@@ -201,7 +201,7 @@ def check_model(config: ClassifyConfig) -> None:
 
     if not is_folder(config.model):
         if config.architecture.context_length != choose_architecture(config.model)["architecture"].context_length:
-            raise ValueError(f"context_length={config.architecture.context_length} has no effect, since a new model has "
+            raise ValueError(f"context_length={config.architecture.context_length} has no effect, as a new model has "
                              "room for as much as it reads of a text; give --context instead")
         return
     folder = find_checkpoint(config.model)

@@ -287,7 +287,7 @@ def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
     (["--predict", "hi", "--model", "base", "--label_column", "y"], "--label-column cannot be used with --predict"),
     (["--model", "base", "--dim", "64"], "--model base brings its own architecture; leave the architecture's flags"),
     (["--model", "base", "--context", "9999"], "--context 9999 exceeds the model's context_length="),
-    (["--config", "narrow.toml"], "context_length=64 has no effect: .* give --context instead"),
+    (["--config", "narrow.toml"], "context_length=64 has no effect, as .* give --context instead"),
     (["--data", "sms-spam", "--text-column", "body"], "text_column=body has no effect, as --data sms-spam has columns"),
     (["--data", "tinyworld-spam", "--use-quotes", "True"], "use_quotes=True has no effect, as --data tinyworld-spam"),
     (["--folds", "2", "--test-fraction", "0.3"], "test_fraction=0.3 has no effect, as each of --folds is tested on"),
