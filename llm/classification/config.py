@@ -54,9 +54,10 @@ class ObjectiveConfig:
     token_dropout: float = 0.2
     """Chance of a token to be left out of a training text, anew in every epoch."""
     teachers: int = 0
-    """So many classifiers with seeds of their own learn the labels before, and Naive Bayes on words and on characters;
-    the one that is kept learns from the mean of what they believe of each version of a text, and of as many splices of
-    two; 0: from the labels."""
+    """So many classifiers with seeds of their own learn the labels before, and Naive Bayes on words and on characters,
+    each with one vote; the one that is kept learns from the mean of what they believe of each version of a text, and of
+    as many splices of two; 0: from the labels. It needs a Naive Bayes that is nearly as good, and K + 2 times the
+    time."""
     tune: str = "all"
     """Which weights learn: head, last-block, last-N (blocks, with the final norm), all, or lora: adapters beside the
     weights, which stay as they are."""
@@ -129,6 +130,9 @@ class ClassifyConfig:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds={self.folds} must be 2 or more, or 0")
+        if self.objective.teachers and self.data.class_balance == "weights":
+            raise ValueError(f"teachers={self.objective.teachers}: what they believe is not weighed by class; choose "
+                             "--class-balance undersample or none, or leave --teachers out")
         for name, default in vars(LoRAConfig()).items():
             if self.objective.tune != "lora" and (value := getattr(self.lora, name)) != default:
                 raise ValueError(f"{name}={value} has no effect with tune={self.objective.tune}; leave it out, or "

@@ -110,9 +110,11 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
         trainer.resume()
     begin()
     train_s, stop_signal = 0.0, None
-    if config.objective.teachers:   # whose chance must not become ours, which a resumed run has just taken up again
+    if config.objective.teachers and not trainer.is_finished:
+        # whose chance must not become ours, which a resumed run has just taken up again
         with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-            objective.teacher, train_s, stop_signal = find_teachers(config, parts, folder, world, is_folder=is_folder)
+            objective.teacher, train_s, stop_signal = find_teachers(config, parts, tokenizer, folder, world,
+                                                                        is_folder=is_folder)
     if warming is not None and stop_signal is None:
         seconds, stop_signal = warm_up(warming, decoder)
         train_s += seconds
@@ -133,9 +135,13 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
                   num_trained, train_s, texts_per_s, stop_signal)
 
 
-def find_teachers(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *,
+def find_teachers(config: ClassifyConfig, parts: Parts, tokenizer: Tokenizer, folder: Path, world: World, *,
                   is_folder: bool) -> tuple[Teachers, float, int | None]:
     """Fit those that a classifier learns from: classifiers like itself, each in a folder of its own, and Naive Bayes.
+
+    Args:
+        config: of the classifier, with one teacher at least.
+        tokenizer: the classifier's, which theirs equal, since they are learned from the same texts.
 
     Returns:
         Them, the seconds they took, and the signal that ended it early, if one did.
@@ -149,14 +155,15 @@ def find_teachers(config: ClassifyConfig, parts: Parts, folder: Path, world: Wor
     seconds = 0.0
     for number in range(1, config.objective.teachers + 1):
         log.info("teacher %d of %d", number, config.objective.teachers)
-        seed = config.train.seed + 1_000_000 * number   # which no --seeds reaches
+        seed = (config.train.seed + 1_000_000 * number) % 2**63   # which no --seeds reaches
         fitted = fit(replace(settings, train=replace(config.train, seed=seed)), parts, folder / f"teacher-{number}",
                      world, is_folder=is_folder, begin=lambda: None)
+        assert fitted.tokenizer.fingerprint == tokenizer.fingerprint
         models.append(fitted.model)
         seconds += fitted.train_s
         if fitted.stop_signal is not None:
             break
-    return Teachers(models, others, fitted.tokenizer), seconds, fitted.stop_signal
+    return Teachers(models, others, tokenizer), seconds, fitted.stop_signal
 
 
 def new_decoder(

@@ -74,8 +74,8 @@ def write_report(folder: Path, config: ClassifyConfig, parts: Parts, fitted: Fit
         "The surest mistakes": mistakes(best, rows),
         "The rows": tell(parts._asdict(), fitted.lengths, fitted.num_cut),
         "The model": f"`{config.model}`, {size:,} parameters, of which {fitted.num_trained:,} were trained; seed "
-                     f"{config.train.seed}; {fitted.train_s:.0f} s in training steps, {fitted.texts_per_s:,.0f} "
-                     "texts/s in prediction. All settings: run.toml.",
+                     f"{config.train.seed}; {fitted.train_s:.0f} s in training steps{_of_whom(config)}, "
+                     f"{fitted.texts_per_s:,.0f} texts/s in prediction. All settings: run.toml.",
     }
     text = "# Classification\n" + "".join(f"\n## {name}\n\n{body}\n" for name, body in sections.items())
     (folder / "report.md").write_text(text, encoding="utf-8")
@@ -125,14 +125,19 @@ def _result(part: str, ours: Judgement, theirs: Judgement, name: str, chosen: Se
     return " ".join(lines)
 
 
+def _of_whom(config: ClassifyConfig) -> str:
+    teachers = config.objective.teachers
+    return f", those of {teachers} teacher{'s' if teachers > 1 else ''} included" if teachers else ""
+
+
 def _legend(ours: Judgement, chosen: Judgement | None) -> str:
     name = ours.names[ours.positive]
     if chosen is None:
         return (f"Shares in percent. Precision, recall and F1 are those of {name!r}; ROC-AUC and PR-AUC are means over "
                 "the classes, each against all others.")
     return (f"Shares in percent; precision, recall, F1 and the areas are those of {name!r}. With the threshold, "
-            f"{name!r} is predicted from a probability of {chosen.threshold:.3f} on; of that threshold validation lets "
-            "expect the best F1.")
+            f"{name!r} is predicted from a probability of {chosen.threshold:.3f} on: by a curve fitted to all "
+            "validation rows the best F1 is expected there.")
 
 
 def write_summary(

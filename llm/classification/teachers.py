@@ -86,7 +86,7 @@ class Splices:
         self.room = context - len(self.ends.around([]))
 
     def __call__(self, number: int, rng: np.random.Generator) -> list[int]:
-        """The ids of a text, or of a splice that begins as text `number - count` does, one at least."""
+        """The ids of a text, or of a splice that begins, if at all, as text `number - count` does; one id at least."""
         if number < self.count:
             return list(self.version(number, rng))
         first, second = self._bare(number - self.count, rng), self._bare(int(rng.integers(self.count)), rng)

@@ -7,14 +7,16 @@ with some probability: a curve of two numbers. The threshold is the best one if 
 
 import numpy as np
 
-EPSILON = 1e-6   # beliefs are no surer than that, lest one row decide the curve
+EPSILON = 1e-3   # beliefs are taken for no surer than that, lest one row decide the curve
+TOLERANCE = 1e-6   # of the curve's two numbers
 
 
 def best_threshold(is_positive: np.ndarray, belief: np.ndarray) -> float:
     """The threshold of the highest F1 that is to be expected on rows such as these.
 
     It is where the class is there half as often as the best F1 is high. Beliefs that are too sure, not sure enough or
-    tilted to one side are seen through; of beliefs that tell nothing, or the contrary, all are taken: 0.
+    tilted to one side are seen through. From beliefs that tell nothing, or the contrary, nothing is learned: one half.
+    Where only a few rows are positive, one half serves new rows as well or better.
 
     Args:
         is_positive: (rows,) bool, the truth; both classes occur.
@@ -28,9 +30,11 @@ def best_threshold(is_positive: np.ndarray, belief: np.ndarray) -> float:
         >>> round(best_threshold(truth, np.where(truth, 0.9, 0.6)), 2)   # the beliefs are tilted
         0.78
     """
+    if np.ptp(log_odds(belief)) < EPSILON:
+        return 0.5
     slope, shift = logistic_curve(is_positive, log_odds(belief))
     if slope <= 0:
-        return 0.0
+        return 0.5
     share = np.sort(_logistic(slope * log_odds(belief) + shift))[::-1]   # how often the class is there
     f1 = (2 * share.cumsum() / (np.arange(1, len(share) + 1) + share.sum())).max()   # of the first, first two, ...
     return float(_logistic((log_odds(f1 / 2) - shift) / slope))
@@ -63,10 +67,10 @@ def logistic_curve(is_positive: np.ndarray, odds: np.ndarray) -> tuple[float, fl
         curvature = columns.T @ (columns * (found * (1 - found))[:, None]) + 1e-9 * np.eye(2)   # equal odds: singular
         step = np.linalg.solve(curvature, columns.T @ (found - target))
         size = 1.0
-        while size > EPSILON and loss(line - size * step) > loss(line):
+        while size > TOLERANCE and loss(line - size * step) > loss(line):
             size /= 2
         line = line - size * step
-        if np.abs(size * step).max() < EPSILON:
+        if np.abs(size * step).max() < TOLERANCE:
             break
     return float(line[0]), float(line[1])
 

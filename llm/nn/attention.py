@@ -17,8 +17,6 @@ from llm.nn.cache import LayerCache
 from llm.nn.norm import RMSNorm
 from llm.nn.rope import apply_rope
 
-SHORT = 128   # tokens; up to here the written-out matrix was 1.1 (128) to 1.4 times (64) as fast on a CPU, in fp32
-
 
 class AttentionPlan(NamedTuple):
     """Who may look at whom in one forward pass, the same for every layer.
@@ -163,25 +161,9 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Ten
         return F.scaled_dot_product_attention(grouped, k, v, attn_mask=plan.mask).flatten(1, 2).unsqueeze(2)
     is_causal = plan.mask is None and num_queries > 1
     assert not is_causal or num_queries == k.shape[2], "a plan without a mask is for T = S or T = 1"
-    if is_causal and num_queries <= SHORT and q.dtype == torch.float32 and q.device.type == "cpu":
-        return _short_attention(q, k, v)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=plan.mask, is_causal=is_causal, enable_gqa=q.shape[1] != k.shape[1]
     )
-
-
-def _short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain causal attention over few tokens, where torch's fused kernel for CPUs is slower than the T x T matrix.
-
-    The R = H / G heads of a group ask in one matrix product, so that no key is copied for them.
-    """
-    batch, _, length, head_dim = q.shape
-    groups = k.shape[1]
-    later = torch.full((length, length), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
-    later = later.repeat(q.shape[1] // groups, 1)   # (R T, T)
-    asking, keys, values = (x.reshape(batch * groups, -1, head_dim) for x in (q, k, v))   # (B G, R T or T, D)
-    scores = torch.baddbmm(later, asking, keys.mT, alpha=head_dim**-0.5)   # (B G, R T, T)
-    return torch.bmm(scores.softmax(-1), values).view(q.shape)
 
 
 class Attention(nn.Module):

@@ -28,7 +28,8 @@ class Classification:
             training mode only. Its value is `balance` in the metrics, 1 at best.
         router_z: weight of the loss that keeps the routers' scores small, the same way.
         teacher: gives of a batch the (B, classes) probabilities from which the model learns in training mode, instead
-            of from the labels; smoothing has no effect then. See `llm/classification/teachers.py`.
+            of from the labels; smoothing has no effect then, and `accuracy` is how often both choose the same class.
+            See `llm/classification/teachers.py`.
 
     Raises:
         ValueError: for a negative weight, or smoothing outside its range.
@@ -76,8 +77,10 @@ class Classification:
         scores = judged.scores.float()
         weights = None if self.class_weights is None else self.class_weights.to(scores.device)
         if model.training and self.teacher is not None:
-            losses = F.cross_entropy(scores, self.teacher(batch), reduction="none")   # (B,)
+            belief = self.teacher(batch)
+            losses = F.cross_entropy(scores, belief, reduction="none")   # (B,)
             loss_sum = (losses if weights is None else losses * weights[labels]).sum()
+            labels = belief.argmax(-1)   # what accuracy goes by
         else:
             loss_sum = F.cross_entropy(scores, labels, weight=weights, reduction="sum",
                                        label_smoothing=self.label_smoothing if model.training else 0.0)

@@ -50,7 +50,7 @@ def test_of_few_rows_it_serves_new_ones_better_than_the_best_of_these(share: flo
 
 def test_beliefs_that_are_tilted_tilt_it_too() -> None:
     truth, odds = drawn(60, 0.3)
-    plain, tilted = (best_threshold(truth, belief_of(np.clip(odds, -9, 9) + shift)) for shift in (0.0, 2.5))
+    plain, tilted = (best_threshold(truth, belief_of(np.clip(odds, -4, 4) + shift)) for shift in (0.0, 2.5))
     assert log_odds(tilted) == pytest.approx(log_odds(plain) + 2.5, abs=1e-3)
 
 
@@ -70,11 +70,19 @@ def test_the_curve_is_the_one_that_gradients_find_too() -> None:
     assert logistic_curve(truth, odds) == pytest.approx(line.tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize(("belief", "threshold"), [
-    ([0.1, 0.2, 0.8, 0.9], 0.0),      # the contrary of the truth
-    ([0.5, 0.5, 0.5, 0.5], 0.0)])     # nothing: half of the rows are positive, so all are taken
-def test_beliefs_that_tell_nothing_are_all_taken(belief: list[float], threshold: float) -> None:
-    assert best_threshold(np.array([True, True, False, False]), np.array(belief)) == pytest.approx(threshold, abs=1e-9)
+@pytest.mark.parametrize("belief", [
+    [0.1, 0.2, 0.8, 0.9],   # the contrary of the truth
+    [0.5, 0.5, 0.5, 0.5], [0.3, 0.3, 0.3, 0.3], [0.0, 0.0, 0.0, 0.0],
+    [0.5 + 1e-7, 0.5 + 1e-7, 0.5, 0.5]])
+def test_from_beliefs_that_tell_nothing_one_half_is_kept(belief: list[float]) -> None:
+    assert best_threshold(np.array([True, True, False, False]), np.array(belief)) == 0.5
+
+
+def test_one_row_that_is_surely_wrong_does_not_decide() -> None:
+    truth = np.arange(24) < 2
+    belief = np.array([1e-6, 0.99] + 22 * [0.01])
+    threshold = best_threshold(truth, belief)
+    assert f1(truth, belief, threshold) == f1(truth, belief, 0.5) == pytest.approx(2 / 3)
 
 
 def test_sure_beliefs_that_are_right_are_parted_between() -> None:

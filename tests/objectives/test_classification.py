@@ -78,6 +78,14 @@ def test_what_a_teacher_believes_counts_in_training_only() -> None:
     assert torch.equal(objective(judge.eval(), batch).loss_sum, Classification()(judge, batch).loss_sum)
 
 
+def test_accuracy_beside_a_teacher_is_how_often_both_choose_the_same() -> None:
+    judge, batch = model().train(), texts().batch(np.arange(6), seed=0, epoch=0)
+    chosen = judge(batch["input_ids"], batch["lengths"]).scores.argmax(-1)
+    beliefs = F.one_hot(torch.where(torch.arange(6) < 4, chosen, (chosen + 1) % 3), 3).float()
+    hits, count = Classification(teacher=lambda batch: beliefs)(judge, batch).metrics["accuracy"]
+    assert (float(hits), count) == (4.0, 6.0)
+
+
 def test_the_losses_of_routers_act_in_training_only_and_by_their_weights() -> None:
     judge, batch = model("qwen3_moe"), texts().batch(np.arange(6), seed=0, epoch=0)
     judged = judge(batch["input_ids"], batch["lengths"])

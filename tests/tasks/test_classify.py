@@ -229,6 +229,17 @@ def test_a_taught_run_that_was_broken_off_ends_as_an_unbroken_one() -> None:
         assert Path("run/predictions.csv").read_bytes() == expected
 
 
+def test_a_finished_taught_run_needs_no_teachers_to_be_judged_again_and_any_seed_has_some() -> None:
+    run("--data", "rows.csv", "--teachers", "1", "--seed", str(2**63 - 1), "--out", "run")
+    expected = Path("run/predictions.csv").read_bytes()
+    shutil.rmtree("run/teacher-1")
+    Path("run/predictions.csv").unlink()
+    assert classify.main(["--resume", "run"]) == 0
+    assert Path("run/predictions.csv").read_bytes() == expected
+    assert not Path("run/teacher-1").exists()
+    assert "those of 1 teacher included" in Path("run/report.md").read_text(encoding="utf-8")
+
+
 def test_a_refused_resume_changes_nothing_and_the_run_goes_on_as_if_it_had_not_been() -> None:
     run("--data", "rows.csv", "--out", "run")
     kept = ("run.toml", "environment.json", "metrics.jsonl", "warm-up/metrics.jsonl", "predictions.csv")
@@ -304,6 +315,7 @@ def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
     (["--data", "rows.csv", "--rows", "9"], "rows=9 is for tinyworld-spam, which is made on the spot"),
     (["--data", "tinyworld-spam", "--rows", "0"], "rows=0 must be at least 1"),
     (["--balance", "0.1"], "balance=0.1 has no effect on a model without experts"),
+    (["--teachers", "1", "--class-balance", "weights"], "teachers=1: what they believe is not weighed by class"),
     (["--seeds", "0"], "seeds=0 must be at least 1"),
     (["--folds", "1"], "folds=1 must be 2 or more"),
     (["--folds", "150"], "--folds 150 would leave a fold empty.* 40 rows are too few; choose fewer folds"),
