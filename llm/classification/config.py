@@ -56,8 +56,8 @@ class ObjectiveConfig:
     teachers: int = 0
     """So many classifiers with seeds of their own learn the labels before, and Naive Bayes on words and on characters,
     each with one vote; the one that is kept learns from the mean of what they believe of each version of a text, and of
-    as many splices of two; 0: from the labels. It needs a Naive Bayes that is nearly as good, and K + 2 times the
-    time."""
+    as many splices of two; 0: from the labels. It needs a Naive Bayes that is nearly as good, and with 2
+    teachers about five times the time."""
     tune: str = "all"
     """Which weights learn: head, last-block, last-N (blocks, with the final norm), all, or lora: adapters beside the
     weights, which stay as they are."""

@@ -50,7 +50,7 @@ class Fitted(NamedTuple):
     lengths: dict[str, list[int]]          # part to the tokens that are read of each row
     num_cut: dict[str, int]                # part to the rows that are longer than that
     num_trained: int                       # parameters that learned
-    train_s: float                         # seconds in training steps, those of warm-up and teachers included
+    train_s: float                         # seconds in training steps, those of warm-up and of teachers met included
     texts_per_s: float                     # in prediction
     stop_signal: int | None
 

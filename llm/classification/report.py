@@ -74,7 +74,7 @@ def write_report(folder: Path, config: ClassifyConfig, parts: Parts, fitted: Fit
         "The surest mistakes": mistakes(best, rows),
         "The rows": tell(parts._asdict(), fitted.lengths, fitted.num_cut),
         "The model": f"`{config.model}`, {size:,} parameters, of which {fitted.num_trained:,} were trained; seed "
-                     f"{config.train.seed}; {fitted.train_s:.0f} s in training steps{_of_whom(config)}, "
+                     f"{config.train.seed}; {_taught(config)}{fitted.train_s:.0f} s in training steps, "
                      f"{fitted.texts_per_s:,.0f} texts/s in prediction. All settings: run.toml.",
     }
     text = "# Classification\n" + "".join(f"\n## {name}\n\n{body}\n" for name, body in sections.items())
@@ -125,9 +125,9 @@ def _result(part: str, ours: Judgement, theirs: Judgement, name: str, chosen: Se
     return " ".join(lines)
 
 
-def _of_whom(config: ClassifyConfig) -> str:
+def _taught(config: ClassifyConfig) -> str:
     teachers = config.objective.teachers
-    return f", those of {teachers} teacher{'s' if teachers > 1 else ''} included" if teachers else ""
+    return f"taught by {teachers} such model{'s' if teachers > 1 else ''} and Naive Bayes; " if teachers else ""
 
 
 def _legend(ours: Judgement, chosen: Judgement | None) -> str:

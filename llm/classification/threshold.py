@@ -8,7 +8,7 @@ with some probability: a curve of two numbers. The threshold is the best one if 
 import numpy as np
 
 EPSILON = 1e-3   # beliefs are taken for no surer than that, lest one row decide the curve
-TOLERANCE = 1e-6   # of the curve's two numbers
+TOLERANCE = 1e-6   # of log-odds and of the curve's two numbers: what differs by less is equal
 
 
 def best_threshold(is_positive: np.ndarray, belief: np.ndarray) -> float:
@@ -30,12 +30,11 @@ def best_threshold(is_positive: np.ndarray, belief: np.ndarray) -> float:
         >>> round(best_threshold(truth, np.where(truth, 0.9, 0.6)), 2)   # the beliefs are tilted
         0.78
     """
-    if np.ptp(log_odds(belief)) < EPSILON:
-        return 0.5
-    slope, shift = logistic_curve(is_positive, log_odds(belief))
+    odds = log_odds(belief)
+    slope, shift = logistic_curve(is_positive, odds) if np.ptp(odds) > TOLERANCE else (0.0, 0.0)
     if slope <= 0:
         return 0.5
-    share = np.sort(_logistic(slope * log_odds(belief) + shift))[::-1]   # how often the class is there
+    share = np.sort(_logistic(slope * odds + shift))[::-1]   # how often the class is there
     f1 = (2 * share.cumsum() / (np.arange(1, len(share) + 1) + share.sum())).max()   # of the first, first two, ...
     return float(_logistic((log_odds(f1 / 2) - shift) / slope))
 

@@ -194,7 +194,7 @@ def positive_class(config: ClassifyConfig, parts: Parts) -> int:
 
 
 def check_model(config: ClassifyConfig) -> None:
-    """Complain about weights that are a classifier's already, and about flags that a folder leaves no room for."""
+    """Complain about weights that are a classifier's already, and about settings that the model leaves no room for."""
     from llm.checkpoint import find_checkpoint
     from llm.interop import hf_config, peft
     from llm.interop.shards import read_json

@@ -237,7 +237,7 @@ def test_a_finished_taught_run_needs_no_teachers_to_be_judged_again_and_any_seed
     assert classify.main(["--resume", "run"]) == 0
     assert Path("run/predictions.csv").read_bytes() == expected
     assert not Path("run/teacher-1").exists()
-    assert "those of 1 teacher included" in Path("run/report.md").read_text(encoding="utf-8")
+    assert "taught by 1 such model and Naive Bayes" in Path("run/report.md").read_text(encoding="utf-8")
 
 
 def test_a_refused_resume_changes_nothing_and_the_run_goes_on_as_if_it_had_not_been() -> None:
