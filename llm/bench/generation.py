@@ -156,21 +156,21 @@ def weight_bytes(architecture: ModelConfig, precision: Precision) -> int:
 def build_writer(job: WritingJob) -> Writer:
     """What writes so many tokens behind each prompt, greedily and to the end.
 
-    Ours computes as `llm.tasks.generate` does, theirs in the usual way of transformers: weights of the precision.
+    Both hold their weights in the precision, as `llm.tasks.generate` does: under autocast they would be cast anew for
+    every token.
     """
-    world = job.world
-    model = build_model(job.architecture, generator=torch.Generator().manual_seed(SEED)).to(world.device).eval()
+    world, dtype = job.world, DTYPES[job.precision]
+    model = build_model(job.architecture, generator=torch.Generator().manual_seed(SEED)).to(world.device, dtype).eval()
     shape = (job.batch_size, job.prompt_tokens)
     ids = torch.randint(job.architecture.vocab_size, shape, generator=torch.Generator().manual_seed(SEED))
     if job.program == "ours":
         prompts = ids.tolist()
 
         def write(new_tokens: int) -> list[list[int]]:
-            with world.autocast():
-                return generate(model, prompts, max_new_tokens=new_tokens, temperature=0)
+            return generate(model, prompts, max_new_tokens=new_tokens, temperature=0)
 
         return write
-    theirs: Any = peer_model(model).to(world.device, DTYPES[job.precision]).eval()
+    theirs: Any = peer_model(model).to(world.device, dtype).eval()
     ids = ids.to(world.device)
 
     def write_theirs(new_tokens: int) -> list[list[int]]:
