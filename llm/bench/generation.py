@@ -18,7 +18,7 @@ from llm.bench.measure import (
     Timing,
     Watch,
     speedup,
-    stream_rate,
+    stream,
     take_turns,
     watch_of,
     worlds,
@@ -71,26 +71,23 @@ def bench_generation(config: GenerateBenchConfig) -> list[Row]:
     watch = watch_of(config.machine)
     rows: list[Row] = []
     for world in worlds(config.precision, config.machine):
-        limit = stream_rate(watch, world.precision) / weight_bytes(architecture, world.precision)
         for batch_size in config.batch_size:
             ours = WritingJob(program="ours", architecture=architecture, batch_size=batch_size,
                               prompt_tokens=config.prompt_tokens, precision=world.precision, device=str(world.device),
                               threads=config.machine.threads)
             jobs = [ours, replace(ours, program="transformers")] if config.against else [ours]
-            rows += measure_writing(jobs, config, watch, steps_per_s=limit)
+            rows += measure_writing(jobs, config, watch)
             log.info("%s, %d at once", world.precision, batch_size)
     return rows
 
 
-def measure_writing(jobs: list[WritingJob], config: GenerateBenchConfig, watch: Watch, *,
-                    steps_per_s: float) -> list[Row]:
+def measure_writing(jobs: list[WritingJob], config: GenerateBenchConfig, watch: Watch) -> list[Row]:
     """The rows of jobs that take turns.
 
     Args:
         jobs: the same for one program or two.
         config: how much is written, and how often.
         watch: tells the time.
-        steps_per_s: how often a second all weights can be read.
     """
     writers = {job.program: build_writer(job) for job in jobs}
     texts = {program: writer(config.new_tokens) for program, writer in writers.items()}
@@ -98,8 +95,10 @@ def measure_writing(jobs: list[WritingJob], config: GenerateBenchConfig, watch: 
     for program, writer in writers.items():
         programs[f"{program}, one"] = lambda writer=writer: writer(1)   # type: ignore[misc]
         programs[f"{program}, all"] = lambda writer=writer: writer(config.new_tokens)   # type: ignore[misc]
+    programs["memory"], num_bytes = stream(watch.device, jobs[0].precision)
     times = take_turns(programs, turns=config.rounds, warmup=1, watch=watch)
     del programs, writers
+    steps_per_s = num_bytes / times["memory"].median / weight_bytes(jobs[0].architecture, jobs[0].precision)
     prefill = {job.program: times[f"{job.program}, one"] for job in jobs}
     decode = {job.program: per_step(times[f"{job.program}, all"], prefill[job.program], config.new_tokens)
               for job in jobs}

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from llm.bench.config import Clock, MachineConfig
+from llm.nn.product import product_of
 from llm.runtime import DTYPES, Precision, World, has_fast_bf16, start
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 MATRIX_SIZE = 2048              # large enough that the product, not the call, is timed
-STREAM_BYTES = 64 * 2**20       # larger than the caches that weights would have to themselves
+STREAM_BYTES = 256 * 2**20      # so large that no cache keeps a part of it
 
 
 class Watch(NamedTuple):
@@ -134,19 +135,25 @@ def matmul_rate(watch: Watch, precision: Precision, *, products: int = 5) -> flo
     return 2 * MATRIX_SIZE**3 / timing.median
 
 
-def stream_rate(watch: Watch, precision: Precision, *, products: int = 9) -> float:
-    """Bytes/s of weights in a matrix-vector product, the most that writing token by token can hope for.
+def stream(device: torch.device, precision: Precision, *, products: int = 2) -> tuple[Callable[[], object], int]:
+    """What reads weights as writing token by token does, in matrix-vector products, and how many bytes it reads.
+
+    The most that writing can hope for; to be timed in turns with it, since neighbours share the memory's speed.
 
     Raises:
         ValueError: for a precision that is only emulated.
     """
-    refuse_emulated(watch.device, precision)
-    width = 4096
-    matrix = _noise(STREAM_BYTES // DTYPES[precision].itemsize // width, width, watch.device, precision)
-    vector = _noise(1, width, watch.device, precision)
-    timing = take_turns({"product": lambda: torch.nn.functional.linear(vector, matrix)}, turns=products, warmup=2,
-                        watch=watch)["product"]
-    return matrix.numel() * matrix.element_size() / timing.median
+    refuse_emulated(device, precision)
+    width = 1024
+    matrix = _noise(STREAM_BYTES // DTYPES[precision].itemsize // width, width, device, precision)
+    vector = _noise(1, width, device, precision)[None]
+    product = product_of(matrix)   # the fastest we know
+
+    def read() -> None:
+        for _ in range(products):
+            product(vector)
+
+    return read, products * matrix.numel() * matrix.element_size()
 
 
 def refuse_emulated(device: torch.device, precision: Precision) -> None:

@@ -14,7 +14,7 @@ from llm.bench.generation import (
     weight_bytes,
     writing_memory,
 )
-from llm.bench.measure import Timing
+from llm.bench.measure import Timing, take_turns
 from llm.models.build import empty_model
 from llm.models.config import GPTConfig, ModelConfig, QwenConfig
 from tests.conftest import TINY
@@ -33,7 +33,7 @@ def config(**settings: object) -> GenerateBenchConfig:
 
 @pytest.fixture(autouse=True)
 def quick_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "stream_rate", lambda watch, precision: 1e9)
+    monkeypatch.setattr(generation, "stream", lambda device, precision: (lambda: None, 10**9))
 
 
 def test_both_programs_write_the_same_text_of_the_length_asked_for(tiny_config: ModelConfig) -> None:
@@ -66,12 +66,14 @@ def test_of_experts_the_limit_counts_those_in_use() -> None:
     assert weight_bytes(config, "fp32") == 4 * (all_of_them - 2 * 2 * 3 * 12 * 16)
 
 
-def test_every_number_of_rows_is_measured_beside_the_limit() -> None:
+def test_every_number_of_rows_is_measured_beside_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    half_a_second = {"memory": Timing((0.5, 0.5))}   # for the 10^9 bytes of `quick_limit`
+    monkeypatch.setattr(generation, "take_turns", lambda programs, **how: take_turns(programs, **how) | half_a_second)
     rows = bench_generation(config(against="transformers"))
     assert [(row["batch_size"], row["program"]) for row in rows] == [
         (1, "ours"), (1, "transformers"), (2, "ours"), (2, "transformers")]
     assert [row["limit_tokens_per_s"] for row in rows] == [
-        batch_size * 1e9 / weight_bytes(TINY["gpt"], "fp32") for batch_size in (1, 1, 2, 2)]
+        batch_size * 2e9 / weight_bytes(TINY["gpt"], "fp32") for batch_size in (1, 1, 2, 2)]
     assert [row.get("equal_rows") for row in rows] == [1, None, 2, None]
     assert all(row["decode_tokens_per_s"] > 0 and len(row["prefill_s"]) == 2 for row in rows)
     head, *lines = show_generation(rows).splitlines()

@@ -17,7 +17,7 @@ from llm.bench.measure import (
     in_fresh_process,
     matmul_rate,
     speedup,
-    stream_rate,
+    stream,
     take_turns,
     watch_of,
 )
@@ -84,7 +84,8 @@ def test_rates_count_the_work_and_divide_by_the_time(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(measure, "take_turns", lambda programs, **_: {
         name: Timing((program() is None or 0.5,)) for name, program in programs.items()})   # runs it: half a second
     assert matmul_rate(WATCH, "fp32") == 2 * 16**3 / 0.5
-    assert stream_rate(WATCH, "fp32") == 2**16 / 0.5
+    read, num_bytes = stream(CPU, "fp32", products=3)
+    assert num_bytes == 3 * 2**16 and read() is None
 
 
 @pytest.mark.parametrize(("precision", "has_bf16", "expected"), [
@@ -95,9 +96,9 @@ def test_what_a_cpu_only_emulates_is_refused(
     monkeypatch.setattr(measure, "has_fast_bf16", lambda device_type: has_bf16)
     assert measure.is_emulated(CPU, precision) == expected   # type: ignore[arg-type]
     if expected:
-        for rate in (matmul_rate, stream_rate):
+        for measured in (lambda: matmul_rate(WATCH, precision), lambda: stream(CPU, precision)):   # type: ignore[arg-type]
             with pytest.raises(ValueError, match=f"{precision} matrix products are only emulated"):
-                rate(WATCH, precision)   # type: ignore[arg-type]
+                measured()
 
 
 @pytest.mark.slow   # a process that imports torch

@@ -1,4 +1,4 @@
-"""Laws of the fast step: the same to the bit as `forward`, and nothing that it does not know is passed over."""
+"""Laws of the fast step: the same as `forward`, to the bit but for products, and what it does not know is called."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 
 from llm.models.decoder import Decoder
 from llm.models.step import step_of
-from llm.nn import SwiGLU, naive_attention
+from llm.nn import SwiGLU, naive_attention, product
 from tests.conftest import TINY, random_ids, random_model
 
 
@@ -38,6 +38,16 @@ def test_a_step_is_forward_to_the_bit(tiny_model: Decoder, lengths: list[int], d
     slow, fast = both(tiny_model.to(dtype), lengths=lengths, count=8)
     for expected, logits in zip(slow, fast, strict=True):
         assert logits.dtype == dtype and torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("lengths", [[4], [4] * 6, [1, 7, 3]])
+def test_products_in_bands_change_only_the_rounding(
+    tiny_model: Decoder, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "SMALL", 1)
+    slow, fast = both(tiny_model, lengths=lengths, count=8)
+    for expected, logits in zip(slow, fast, strict=True):
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
 def test_weights_that_change_are_those_that_count(tiny_model: Decoder) -> None:

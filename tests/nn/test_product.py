@@ -1,0 +1,46 @@
+"""Laws of the product for a few tokens: what `F.linear` gives, whichever way it is worked out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llm.nn import product
+from llm.nn.product import FEW, MANY, product_of
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "SMALL", 1)
+
+
+@pytest.mark.parametrize("outputs", [8, 24, 29, 31 * 9, 37])   # 37 has no bands
+@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1, MANY, MANY + 1])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_it_is_linear(outputs: int, rows: int, has_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(outputs, 12, generator=generator), torch.randn(rows, 1, 12, generator=generator)
+    bias = torch.randn(outputs, generator=generator) if has_bias else None
+    found = product_of(weight, bias)(x)
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert found.shape == (rows, 1, outputs) and found.is_contiguous()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_bands_are_used_where_they_help_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch, "bmm", lambda *pair: calls.append(pair) or torch.baddbmm(torch.zeros(1), *pair, beta=0))
+    weight = torch.ones(16, 4)
+    product_of(weight)(torch.ones(1, 1, 4))
+    assert len(calls) == 1
+    product_of(weight.bfloat16())(torch.ones(1, 1, 4, dtype=torch.bfloat16))
+    product_of(torch.ones(4, 16).t())(torch.ones(1, 1, 4))
+    monkeypatch.setattr(product, "SMALL", 65)
+    product_of(weight)(torch.ones(1, 1, 4))
+    assert len(calls) == 1
+
+
+def test_a_weight_that_changes_is_the_one_that_counts() -> None:
+    weight = torch.ones(16, 4)
+    multiply = product_of(weight)
+    weight.mul_(3)
+    assert torch.equal(multiply(torch.ones(1, 1, 4)), torch.full((1, 1, 16), 12.0))
