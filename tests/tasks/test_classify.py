@@ -22,7 +22,8 @@ from tests.conftest import TINY as TINY_MODELS
 from tests.conftest import random_model
 
 TINY = ["--num-layers", "1", "--num-heads", "1", "--num-kv-heads", "1", "--dim", "8", "--mlp-dim", "8", "--tokenizer",
-        "byte", "--epochs", "1", "--warm-up", "1", "--batch-size", "4", "--threads", "1", "--device", "cpu"]
+        "byte", "--epochs", "1", "--warm-up", "1", "--batch-size", "4", "--threads", "1", "--device", "cpu",
+        "--precision", "fp32"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,8 @@ def test_a_run_can_be_used_and_says_again_what_it_said(capsys: pytest.CaptureFix
     with open("run/predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     first = next(row for row in rows if row["part"] == "test")
-    assert classify.main(["--predict", first["text"], "--model", "run", "--device", "cpu"]) == 0
+    assert classify.main(["--predict", first["text"], "--model", "run", "--device", "cpu", "--precision",
+                          "fp32"]) == 0
     with pytest.raises(ValueError, match="--context 257 exceeds the model's context_length=256; leave it out"):
         classify.main(["--predict", "hi", "--model", "run", "--device", "cpu", "--context", "257"])
     label, shown, text = capsys.readouterr().out.rstrip("\n").split("\t")
@@ -75,14 +77,15 @@ def test_longer_texts_than_the_context_are_cut_as_in_the_run_later_and_by_transf
     transformers = pytest.importorskip("transformers")
     config = replace(TINY_MODELS["llama"], vocab_size=257, context_length=64)
     llm.save(random_model(config), "base", tokenizer=Tokenizer.byte_level())
-    trained = [] if is_new else ["--model", "base", "--epochs", "1", "--threads", "1", "--device", "cpu"]
+    trained = [] if is_new else ["--model", "base", "--epochs", "1", "--threads", "1", "--device", "cpu",
+                                   "--precision", "fp32"]
     assert classify.main([*(trained or TINY), "--data", "rows.csv", "--out", "run", "--context", "8"]) == 0
     with open("run/predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     told = pytest.approx([float(row["p(ham)"]) for row in rows], abs=1e-4)
     Path("texts.csv").write_text("Text\n" + "".join(f"{row['text']}\n" for row in rows), encoding="utf-8")
     capsys.readouterr()
-    assert classify.main(["--predict", "texts.csv", "--model", "run", "--device", "cpu"]) == 0
+    assert classify.main(["--predict", "texts.csv", "--model", "run", "--device", "cpu", "--precision", "fp32"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [float(line.split("\t")[1].split()[1]) for line in lines] == told
 

@@ -73,7 +73,8 @@ def test_a_run_keeps_adapters_and_at_its_end_a_whole_model(family: str, capsys: 
         row = next(row for row in csv.DictReader(file) if row["part"] == "test")
     for model in ("run", "run/checkpoints/merged"):
         capsys.readouterr()
-        assert classify.main(["--predict", row["text"], "--model", model, "--device", "cpu"]) == 0
+        told = classify.main(["--predict", row["text"], "--model", model, "--device", "cpu", "--precision", "fp32"])
+        assert told == 0
         label, shown, _ = capsys.readouterr().out.split("\t")
         assert label == row["predicted"] and float(shown.split()[1]) == pytest.approx(float(row["p(ham)"]), abs=1e-4)
     shutil.rmtree("base")
