@@ -18,6 +18,9 @@ from llm.nn.norm import RMSNorm
 from llm.nn.rope import apply_rope
 
 
+SHORT = 256   # tokens; for fewer, torch's backward on a CPU takes up to four times as long in bf16 as in float32
+
+
 class AttentionPlan(NamedTuple):
     """Who may look at whom in one forward pass, the same for every layer.
 
@@ -159,6 +162,9 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Ten
     if num_queries == 1 and q.shape[1] != k.shape[1]:   # a group's heads as its queries: no key is copied for them
         grouped = q.unflatten(1, (k.shape[1], -1)).squeeze(3)   # (B, G, H / G, D)
         return F.scaled_dot_product_attention(grouped, k, v, attn_mask=plan.mask).flatten(1, 2).unsqueeze(2)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and num_queries < SHORT and q.requires_grad:
+        with torch.autocast("cpu", enabled=False):
+            return fused_attention(q.float(), k.float(), v.float(), plan).to(q.dtype)
     is_causal = plan.mask is None and num_queries > 1
     assert not is_causal or num_queries == k.shape[2], "a plan without a mask is for T = S or T = 1"
     return F.scaled_dot_product_attention(
