@@ -18,8 +18,9 @@ from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100   # a target that is not learned from; the value torch's own cross entropy ignores
 ROW_STEP = 128             # rows at the head are a multiple of it
-CHUNK_BYTES = 128 << 20    # float32 logits that exist at a time, unless fewer than MIN_CHUNK rows fit:
+CHUNK_BYTES = 128 << 20    # logits that exist at a time, unless fewer than MIN_CHUNK rows fit:
 MIN_CHUNK = 256            # with fewer, reading all of the head's weights again for each chunk would take over
+CACHE_BYTES = 4 << 20      # float32 logits that a CPU goes over at a time; other devices take a chunk's bytes
 
 
 def next_token_loss_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
@@ -147,25 +148,16 @@ class _LossSum(torch.autograd.Function):
         loss_sum = hidden.new_zeros((), dtype=torch.float32)
         is_real = (targets != IGNORE_INDEX)[:, None]   # (N, 1)
         wanted = targets[:, None].where(is_real, 0)   # (N, 1)
-        size = chunk_size(len(weight), most=len(hidden))
-        space = hidden.new_empty(size, len(weight), dtype=torch.float32)
+        size = chunk_size(len(weight), most=len(hidden), item_bytes=hidden.element_size())
+        space = hidden.new_empty(size, len(weight))
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            logits = _logits(hidden[part], weight, space)   # (n, V)
-            target_logit = logits.gather(1, wanted[part])   # (n, 1)
-            highest = logits.amax(-1, keepdim=True)   # (n, 1)
-            powers = logits.sub_(highest).exp_()   # in place: `logits` are gone from here on
-            total = powers.sum(-1, keepdim=True)   # (n, 1)
-            loss_sum += (total.log() + highest - target_logit).where(is_real[part], 0.0).sum()
-            if wants_hidden or wants_weight:
-                grad_logits = powers.mul_(is_real[part] / total)   # softmax, or 0 where there is no target
-                grad_logits.scatter_add_(1, wanted[part], -is_real[part].float())
-                low = grad_logits.to(hidden.dtype)
-                if grad_hidden is not None:
-                    torch.mm(low, weight, out=grad_hidden[part])
-                if grad_weight is not None:
-                    _add_product(grad_weight, low.T, hidden[part])
-                del low   # in low precision it would stand beside the next chunk's logits
+            logits = torch.mm(hidden[part], weight.T, out=space[: len(hidden[part])])   # (n, V)
+            loss_sum += _to_gradient(logits, wanted[part], is_real[part])
+            if grad_hidden is not None:
+                torch.mm(logits, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                _add_product(grad_weight, logits.T, hidden[part])
         ctx.gradients = grad_hidden, grad_weight
         ctx.weight_dtype = head_weight.dtype
         return loss_sum
@@ -225,9 +217,37 @@ class _LogLikelihood(torch.autograd.Function):
         return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, None
 
 
-def chunk_size(width: int, *, most: int) -> int:
-    """How many rows of logits, each `width` float32 numbers, exist at a time where there are `most` in all."""
-    return min(max(CHUNK_BYTES // (4 * max(width, 1)) // ROW_STEP * ROW_STEP, MIN_CHUNK), max(most, 1))
+def chunk_size(width: int, *, most: int, item_bytes: int = 4) -> int:
+    """How many rows of logits, each `width` numbers, exist at a time where there are `most` in all."""
+    return min(max(CHUNK_BYTES // (item_bytes * max(width, 1)) // ROW_STEP * ROW_STEP, MIN_CHUNK), max(most, 1))
+
+
+def _to_gradient(logits: Tensor, wanted: Tensor, is_real: Tensor) -> Tensor:
+    """Overwrite logits by the gradient of their loss, softmax - one_hot, and return the loss, summed.
+
+    Worked out in float32 for a few rows at a time, so that on a CPU all the passes but the first and the last find them
+    in its caches.
+
+    Args:
+        logits: (N, V), any float dtype.
+        wanted: (N, 1) int64, the targets.
+        is_real: (N, 1) bool; where it is False, loss and gradient are 0.
+    """
+    loss_sum = logits.new_zeros((), dtype=torch.float32)
+    num_bytes = CACHE_BYTES if logits.device.type == "cpu" else CHUNK_BYTES
+    size = max(num_bytes // (4 * max(logits.shape[1], 1)), 1)
+    for rows, place, is_counted in zip(logits.split(size), wanted.split(size), is_real.split(size), strict=True):
+        wide = rows.float()   # (n, V)
+        target_logit = wide.gather(1, place)   # (n, 1)
+        highest = wide.amax(-1, keepdim=True)   # (n, 1)
+        powers = wide.sub_(highest).exp_()   # in place: the logits are gone from here on
+        total = powers.sum(-1, keepdim=True)   # (n, 1)
+        loss_sum += (total.log() + highest - target_logit).where(is_counted, 0.0).sum()
+        softmax = powers.mul_(is_counted / total)   # or 0 where there is no target
+        softmax.scatter_add_(1, place, -is_counted.float())
+        if wide is not rows:
+            rows.copy_(softmax)
+    return loss_sum
 
 
 def _logits(rows: Tensor, columns: Tensor, space: Tensor) -> Tensor:

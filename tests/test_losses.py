@@ -62,7 +62,8 @@ def test_the_number_of_rows_at_the_head_is_rounded_up_and_changes_nothing() -> N
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 128 rows, so that a small batch, and a small vocabulary, takes several."""
+    """Chunks of 128 rows, gone over by 50, so that a small batch, and a small vocabulary, takes several."""
+    monkeypatch.setattr(losses, "CACHE_BYTES", 4 * 300 * 50)
     monkeypatch.setattr(losses, "CHUNK_BYTES", 0)
     monkeypatch.setattr(losses, "MIN_CHUNK", 128)
 

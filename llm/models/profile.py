@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llm.losses import chunk_size
+from llm.losses import CACHE_BYTES, CHUNK_BYTES, chunk_size
 from llm.models.build import build_model, empty_model
 from llm.models.config import ModelConfig, QwenConfig
 from llm.nn import MoE
@@ -78,6 +78,9 @@ def profile_model(
     total = sum(parameter.numel() for parameter in parameters.values())
     embedding = sum(parameter.numel() for name, parameter in parameters.items() if name.startswith(("embed", "head")))
     is_wide = precision == "fp32"
+    item_bytes = DTYPES[precision].itemsize
+    chunk = chunk_size(config.vocab_size, most=rows * context, item_bytes=item_bytes) * config.vocab_size
+    at_once = CACHE_BYTES if device_type == "cpu" else CHUNK_BYTES   # in float32, where a chunk is not
     saved = _saved_bytes(config, rows, context, precision, device_type, use_checkpointing)
     return Profile(
         num_parameters=total,
@@ -88,8 +91,7 @@ def profile_model(
         gradient_bytes=4 * total,
         optimizer_bytes=8 * total,
         activation_bytes=saved,
-        # one chunk in float32, and twice in low precision: as multiplied and as gradient
-        head_bytes=chunk_size(config.vocab_size, most=rows * context) * config.vocab_size * (4 if is_wide else 4 + 4),
+        head_bytes=item_bytes * chunk + (0 if is_wide else min(4 * chunk, at_once)),
     )
 
 

@@ -9,7 +9,8 @@ Dimension legend, used in every shape comment of the library:
     T query time     G key/value heads    V vocabulary       K experts per token
     S key time       C model width        N tokens, flat     R rank (LoRA)
 
-Reading order: norm, rope, attention, cache, mlp, moe, lora, product. How they make a whole model is in `llm.models.decoder`.
+Reading order: norm, rope, attention, cache, mlp, moe, lora, product. How they make a whole model is in
+`llm.models.decoder`.
 """
 
 from llm.nn.attention import Attention, AttentionPlan, fused_attention, naive_attention, plan_attention

@@ -17,7 +17,6 @@ from llm.nn.cache import LayerCache
 from llm.nn.norm import RMSNorm
 from llm.nn.rope import apply_rope
 
-
 SHORT = 256   # tokens; for fewer, torch's backward on a CPU takes up to four times as long in bf16 as in float32
 
 

@@ -16,7 +16,7 @@ from llm.bench.steps import (
     smallest,
     step_memory,
 )
-from llm.losses import chunk_size
+from llm.losses import CACHE_BYTES, chunk_size
 from llm.models.build import build_model
 from llm.models.config import GPTConfig, ModelConfig
 from tests.conftest import TINY, random_ids
@@ -107,8 +107,9 @@ def test_the_peak_of_a_step_grows_with_the_model_and_the_head(monkeypatch: pytes
 def test_the_head_alone_allocates_gradient_copy_and_a_part_of_the_logits(precision: str) -> None:
     wide = job(GPTConfig(vocab_size=50_000, context_length=64, num_layers=1, num_heads=1, dim=8), context=64,
                batch_size=16, precision=precision)
-    weight, chunk = 4 * 50_000 * 8, 4 * 50_000 * chunk_size(50_000, most=1024)
-    low = 0 if precision == "fp32" else weight // 2 + chunk // 2   # the weight and a chunk's logits in bf16
+    item_bytes = 4 if precision == "fp32" else 2
+    weight, chunk = 4 * 50_000 * 8, item_bytes * 50_000 * chunk_size(50_000, most=1024, item_bytes=item_bytes)
+    low = 0 if precision == "fp32" else weight // 2 + CACHE_BYTES   # the weight in bf16, and a few logits in float32
     assert weight + chunk < head_memory(wide) < 1.05 * (weight + chunk + low)
     assert chunk < 0.7 * 4 * 50_000 * 1024
 
