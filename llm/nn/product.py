@@ -46,9 +46,9 @@ def product_of(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor],
         if rows > MANY:
             return F.linear(x, weight, bias)
         if rows <= FEW:
-            columns = x.view(1, rows, width).mT.expand(count, -1, -1)   # (bands, in, B)
+            columns = (x.view(1, width, 1) if rows == 1 else x.view(1, rows, width).mT).expand(count, -1, -1)
             product = torch.bmm(bands, columns) if shift is None else torch.baddbmm(shift, bands, columns)
-            return product.view(outputs, 1, rows).permute(2, 1, 0).contiguous()
+            return product.view(1, 1, -1) if rows == 1 else product.view(outputs, rows).t().contiguous()[:, None]
         product = torch.bmm(x.view(1, rows, width).expand(count, -1, -1), bands.mT)   # (bands, B, out / bands)
         product = product.transpose(0, 1).reshape(rows, 1, outputs).contiguous()
         return product if bias is None else product + bias

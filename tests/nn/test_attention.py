@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm.nn import Attention, AttentionPlan, fused_attention, naive_attention, plan_attention
+from llm.nn import Attention, AttentionPlan, attention, fused_attention, naive_attention, plan_attention
 
 
 def heads(num_queries: int, num_keys: int, *, batch: int = 2, groups: int = 2) -> tuple[torch.Tensor, ...]:
@@ -36,6 +36,33 @@ def test_naive_and_fused_agree_on_every_kind_of_plan(name: str, groups: int) -> 
     num_queries, plan = PLANS[name]
     q, k, v = heads(num_queries, plan.num_keys - plan.first_key, groups=groups)
     assert torch.allclose(naive_attention(q, k, v, plan), fused_attention(q, k, v, plan), atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_learning_from_short_texts_both_agree_with_their_gradients(
+    groups: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where torch's kernel is slow the matrix is written out; one token more and it is the kernel again."""
+    monkeypatch.setattr(attention, "SHORT", {torch.float32: 6, torch.bfloat16: 6})
+    calls = []
+    short = attention._short_attention
+    monkeypatch.setattr(attention, "_short_attention", lambda *heads: calls.append(1) or short(*heads))
+    for length, count in ((6, 1), (7, 0)):
+        calls.clear()
+        found = []
+        for attend, kind in ((naive_attention, torch.float32), (fused_attention, dtype)):
+            leaves = [tensor.to(dtype).to(kind).requires_grad_() for tensor in heads(length, length, groups=groups)]
+            mixed = attend(*leaves, plan_attention(length))
+            gradients = torch.autograd.grad(mixed, leaves, torch.ones_like(mixed) + mixed.detach())
+            found.append([mixed.detach(), *gradients])
+        assert len(calls) == count
+        for exact, tensor in zip(*found, strict=True):
+            assert tensor.dtype == dtype
+            torch.testing.assert_close(tensor.float(), exact, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.1)
+    with torch.no_grad():
+        fused_attention(*(tensor.to(dtype) for tensor in heads(6, 6)), plan_attention(6))
+    assert not calls
 
 
 @pytest.mark.parametrize("attend", [naive_attention, fused_attention])
