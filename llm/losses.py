@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100   # a target that is not learned from; the value torch's own cross entropy ignores
 ROW_STEP = 128             # rows at the head are a multiple of it
-CHUNK_BYTES = 128 << 20    # logits that exist at a time, unless fewer than MIN_CHUNK rows fit:
+CHUNK_BYTES = 128 << 20    # of logits that exist at a time, unless fewer than MIN_CHUNK rows fit:
 MIN_CHUNK = 256            # with fewer, reading all of the head's weights again for each chunk would take over
 CACHE_BYTES = 4 << 20      # float32 logits that a CPU goes over at a time; other devices take a chunk's bytes
 

@@ -18,10 +18,11 @@ MATRIX, ATTENTION, HEAD, OPTIMIZER = "matrix products", "attention", "head and l
 POINTWISE, CASTS, COMPILED, OTHER = "norms and elementwise", "copies and casts", "compiled kernels", "other operators"
 OUTSIDE = "outside operators"   # Python, and the profiler's own cost
 
-PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_addmm_activation", "aten::linear",
-            "aten::matmul", "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "aten::mkldnn_linear_backward"}
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::_addmm_activation", "aten::linear", "aten::matmul",
+            "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "aten::mkldnn_linear_backward"}
 COPIES = {"aten::copy_", "aten::_to_copy", "aten::to", "aten::contiguous", "aten::clone", "aten::cat", "aten::stack"}
 LOSS_WORDS = ("log_softmax", "nll_loss", "cross_entropy", "logsumexp")
+ATTENTION_WORDS = ("scaled_dot_product", "flash_attention", "bmm", "Bmm")   # the last two where it is written out
 OPTIMIZER_WORDS = ("Optimizer.step", "Optimizer.zero_grad", "_foreach_", "linalg_vector_norm", "_fused_adam")
 POINTWISE_WORDS = ("norm", "gelu", "silu", "add", "mul", "sub", "div", "neg", "pow", "rsqrt", "sqrt", "square", "mean",
                    "sum", "sigmoid", "tanh", "cos", "sin", "dropout", "bernoulli", "softmax", "where", "fill", "zero_")
@@ -101,7 +102,7 @@ def group_of(event: Any, vocab_size: int) -> str:
         return HEAD
     if any(word in name for name in names for word in LOSS_WORDS):
         return HEAD
-    if any("scaled_dot_product" in name or "flash_attention" in name for name in names):
+    if any(word in name for name in names for word in ATTENTION_WORDS):
         return ATTENTION
     name = event.name
     if name in PRODUCTS:

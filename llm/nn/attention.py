@@ -147,6 +147,8 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Ten
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
     """The same through torch's fused kernel, which never writes the T x S matrix to memory.
 
+    Only where a CPU learns from short texts is the matrix written out, as that is faster: see `_short_attention`.
+
     Args:
         q: (B, H, T, D) queries.
         k, v: (B, G, S, D) keys and values; G divides H.
@@ -174,13 +176,17 @@ def _short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Plain causal attention in learning from few tokens, where torch's fused backward for CPUs is slow.
 
     Forward and backward, measured with two cores: 1.4 times as fast for 64 tokens in float32, three times in bf16, and
-    twice for 256 in bf16. The R = H / G heads of a group ask in one matrix product, so that no key is copied for them.
+    twice for 256 in bf16. It costs memory, the weights of all T x T pairs, and in bf16 precision: scores are rounded,
+    as wherever attention is written out under autocast. Large ones feel it: with scores of standard deviation 1, 3 and
+    8 the output is off by 0.3, 0.7 and 1.1%, where the fused kernel stays at 0.2.
+    The R = H / G heads of a group ask in one matrix product, so that no key is copied for them.
     """
-    batch, _, length, head_dim = q.shape
+    batch, heads, length, head_dim = q.shape
     groups = k.shape[1]
     later = torch.full((length, length), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
-    later = later.repeat(q.shape[1] // groups, 1)   # (R T, T)
-    asking, keys, values = (x.reshape(batch * groups, -1, head_dim) for x in (q, k, v))   # (B G, R T or T, D)
+    later = later.repeat(heads // groups, 1)   # (R T, T)
+    asking = q.reshape(batch * groups, heads // groups * length, head_dim)
+    keys, values = (x.reshape(batch * groups, length, head_dim) for x in (k, v))
     scores = torch.baddbmm(later, asking, keys.mT, alpha=head_dim**-0.5)   # (B G, R T, T)
     return torch.bmm(scores.softmax(-1), values).view(q.shape)
 

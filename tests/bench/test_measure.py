@@ -96,9 +96,9 @@ def test_what_a_cpu_only_emulates_is_refused(
     monkeypatch.setattr(measure, "has_fast_bf16", lambda device_type: has_bf16)
     assert measure.is_emulated(CPU, precision) == expected   # type: ignore[arg-type]
     if expected:
-        for measured in (lambda: matmul_rate(WATCH, precision), lambda: stream(CPU, precision)):   # type: ignore[arg-type]
+        for rate, place in ((matmul_rate, WATCH), (stream, CPU)):
             with pytest.raises(ValueError, match=f"{precision} matrix products are only emulated"):
-                measured()
+                rate(place, precision)   # type: ignore[operator]
 
 
 @pytest.mark.slow   # a process that imports torch

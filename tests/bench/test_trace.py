@@ -39,6 +39,7 @@ def event(name: str, shapes: object = None, parent: object = None) -> SimpleName
     ("aten::native_layer_norm", [[2, 4, 16]], POINTWISE),
     ("aten::gelu_backward", [[2, 4, 16]], POINTWISE),
     ("aten::_scaled_dot_product_flash_attention_for_cpu", [[2, 2, 4, 8]], ATTENTION),
+    ("aten::baddbmm", [[4, 4], [2, 4, 8], [2, 8, 4]], ATTENTION),
     ("aten::_foreach_norm", None, OPTIMIZER),
     ("Optimizer.step#AdamW.step", None, OPTIMIZER),
     ("Torch-Compiled Region: 0/0", None, COMPILED),
@@ -52,6 +53,7 @@ def test_the_group_of_an_operator(name: str, shapes: object, group: str) -> None
     (event("Optimizer.step#Muon.step"), OPTIMIZER),
     (event("aten::linear", [[8, 16], [61, 16]]), HEAD),
     (event("aten::scaled_dot_product_attention", [[2, 2, 4, 8]]), ATTENTION),
+    (event("BmmBackward0"), ATTENTION),
     (event("AddmmBackward0"), MATRIX),
 ])
 def test_a_part_counts_to_the_whole_that_it_serves(parent: object, group: str) -> None:

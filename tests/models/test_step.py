@@ -56,6 +56,7 @@ def test_weights_that_change_are_those_that_count(tiny_model: Decoder) -> None:
     with torch.inference_mode(False), torch.no_grad():
         for parameter in tiny_model.parameters():
             parameter.mul_(0.9)
+            parameter.data = parameter * 0.9
         ids = torch.tensor([[3]])
         expected = tiny_model(ids, cache=tiny_model.new_cache(1, 4)).logits[:, 0]
         assert torch.equal(step(ids, None, tiny_model.new_cache(1, 4)), expected)
