@@ -153,7 +153,7 @@ class _LossSum(torch.autograd.Function):
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = torch.mm(hidden[part], weight.T, out=space[: len(hidden[part])])   # (n, V)
-            loss_sum += _to_gradient(logits, wanted[part], is_real[part])
+            loss_sum += _loss_and_gradient(logits, wanted[part], is_real[part], wants_hidden or wants_weight)
             if grad_hidden is not None:
                 torch.mm(logits, weight, out=grad_hidden[part])
             if grad_weight is not None:
@@ -222,16 +222,17 @@ def chunk_size(width: int, *, most: int, item_bytes: int = 4) -> int:
     return min(max(CHUNK_BYTES // (item_bytes * max(width, 1)) // ROW_STEP * ROW_STEP, MIN_CHUNK), max(most, 1))
 
 
-def _to_gradient(logits: Tensor, wanted: Tensor, is_real: Tensor) -> Tensor:
-    """Overwrite logits by the gradient of their loss, softmax - one_hot, and return the loss, summed.
+def _loss_and_gradient(logits: Tensor, wanted: Tensor, is_real: Tensor, wants_gradient: bool) -> Tensor:
+    """The loss of some logits, summed, and in their place its gradient, softmax - one_hot, if that is wanted.
 
     Worked out in float32 for a few rows at a time, so that on a CPU all the passes but the first and the last find them
     in its caches.
 
     Args:
-        logits: (N, V), any float dtype.
+        logits: (N, V), any float dtype; afterwards the gradient, or nothing of use.
         wanted: (N, 1) int64, the targets.
         is_real: (N, 1) bool; where it is False, loss and gradient are 0.
+        wants_gradient: whether anything is learned.
     """
     loss_sum = logits.new_zeros((), dtype=torch.float32)
     num_bytes = CACHE_BYTES if logits.device.type == "cpu" else CHUNK_BYTES
@@ -243,10 +244,9 @@ def _to_gradient(logits: Tensor, wanted: Tensor, is_real: Tensor) -> Tensor:
         powers = wide.sub_(highest).exp_()   # in place: the logits are gone from here on
         total = powers.sum(-1, keepdim=True)   # (n, 1)
         loss_sum += (total.log() + highest - target_logit).where(is_counted, 0.0).sum()
-        softmax = powers.mul_(is_counted / total)   # or 0 where there is no target
-        softmax.scatter_add_(1, place, -is_counted.float())
-        if wide is not rows:
-            rows.copy_(softmax)
+        if wants_gradient:
+            softmax = powers.mul_(is_counted / total)   # or 0 where there is no target
+            rows.copy_(softmax.scatter_add_(1, place, -is_counted.float()))   # in float32 onto itself: nothing to do
     return loss_sum
 
 
@@ -258,8 +258,10 @@ def _logits(rows: Tensor, columns: Tensor, space: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, where total is float32."""
+    """total += left right, where total is float32; else in parts, since a sum of two dtypes copies the second one."""
     if left.dtype == torch.float32:
         torch.addmm(total, left, right, out=total)
-    else:
-        total += left @ right
+        return
+    size = chunk_size(right.shape[1], most=len(total))
+    for part, rows in zip(total.split(size), left.split(size), strict=True):
+        part += rows @ right

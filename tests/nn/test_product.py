@@ -10,7 +10,9 @@ from llm.nn.product import FEW, MANY, few_token_linear
 
 @pytest.fixture(autouse=True)
 def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with several cores, whatever this one has."""
     monkeypatch.setattr(product, "SMALL", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
 
 @pytest.mark.parametrize("outputs", [8, 24, 29, 31 * 9, 37])   # 37 has no bands
@@ -34,6 +36,8 @@ def test_bands_are_used_where_they_help_only(monkeypatch: pytest.MonkeyPatch) ->
     (bands, column), = calls
     assert bands.shape == (8, 2, 4)
     assert column.stride() == (0, 1, 4)   # with (0, 1, 1) the product takes twice as long
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    few_token_linear(torch.ones(3, 1, 4), weight)   # one core gains nothing with so many
     few_token_linear(torch.ones(1, 1, 4, dtype=torch.bfloat16), weight.bfloat16())
     few_token_linear(torch.ones(1, 1, 4), torch.ones(4, 16).t())
     monkeypatch.setattr(product, "SMALL", 65)
