@@ -49,6 +49,12 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
                                 stderr=file)
 
 
+def has_begun(folder: Path, since: float) -> bool:
+    """Whether this life has come to its metrics, which it writes, or cuts, as it begins to train."""
+    metrics = folder / "metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_mtime > since
+
+
 def is_saving(folder: Path, since: float) -> bool:
     """Whether a save is under way that began in this life; what an earlier kill left behind does not count."""
     for path in (folder / "checkpoints").glob(f"{UNFINISHED}step-*"):
@@ -61,8 +67,13 @@ def is_saving(folder: Path, since: float) -> bool:
 
 
 def kill(process: subprocess.Popen[bytes], folder: Path, *, delay: float, in_save: bool, later: float) -> bool:
-    """Kill after a delay; if asked, wait for a save then, and kill so much later. False if the run was faster."""
+    """Kill after a delay, or, in a save: so long after training began wait for a save, and kill so much later.
+
+    False if the run was faster. How long a start takes varies more than all of this training lasts, so it is watched.
+    """
     since = time.time()
+    while in_save and process.poll() is None and not has_begun(folder, since):
+        time.sleep(0.0005)
     time.sleep(delay)
     while in_save and process.poll() is None and not is_saving(folder, since):
         time.sleep(0.0005)
@@ -127,7 +138,7 @@ def kill_again_and_again(place: Path, *, kills: int, seed: int, steps: int) -> d
     hits = {"kills": 0, "inside a save": 0, "before the first save": 0}
     for number in range(kills):
         since, is_begun, in_save = time.time(), (broken / "run.toml").exists(), number % 2 == 0
-        delay = startup + rng.uniform(0, life) if in_save else rng.uniform(0, startup + life)
+        delay = rng.uniform(0, life if in_save else startup + life)
         process = start(["--resume", str(broken)] if is_begun else new_run(text, broken, steps), log)
         if not kill(process, broken, delay=delay, in_save=in_save, later=rng.uniform(0, 0.006) if in_save else 0.0):
             break
