@@ -41,8 +41,13 @@ def next_token_loss_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor) ->
         >>> next_token_loss_sum(torch.zeros(1, 2, 4), torch.zeros(8, 4), torch.tensor([[3, IGNORE_INDEX]]))   # ln 8
         tensor(2.0794)
     """
+    hidden = hidden.flatten(0, -2)   # (B T, C)
     rows, wanted = supervised_rows(targets)
-    return _LossSum.apply(hidden.flatten(0, -2)[rows], head_weight, wanted, torch.is_grad_enabled())
+    if len(rows) != len(hidden):
+        hidden = hidden[rows]   # (N, C)
+    else:   # as many as there are, so all of them in their order do as well, and need no copy
+        wanted = targets.flatten()
+    return _LossSum.apply(hidden, head_weight, wanted, torch.is_grad_enabled())
 
 
 def token_log_likelihood(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:

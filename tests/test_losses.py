@@ -60,6 +60,23 @@ def test_the_number_of_rows_at_the_head_is_rounded_up_and_changes_nothing() -> N
         assert torch.isclose(next_token_loss_sum(hidden, weight, targets), torch.tensor(8.0).log() * count)
 
 
+@pytest.mark.parametrize("ignored", [[], [0], [0, 100, 255]])
+def test_rows_that_are_not_picked_are_those_that_are(ignored: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(8, (2, 128), generator=generator)   # 256 places, as many as rows at the head
+    targets.view(-1)[ignored] = IGNORE_INDEX
+    found = []
+    for head in (next_token_loss_sum, lambda *inputs: -token_log_likelihood(*inputs).sum()):   # which always picks
+        hidden = torch.randn(2, 128, 4, generator=generator.manual_seed(1)).requires_grad_()
+        weight = torch.randn(8, 4, generator=generator).requires_grad_()
+        loss = head(hidden, weight, targets)
+        loss.backward()
+        found.append((loss, hidden.grad, weight.grad))
+    assert (found[0][1].abs().sum(-1) == 0).equal(targets == IGNORE_INDEX)
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 128 rows, gone over by 50, so that a small batch, and a small vocabulary, takes several."""

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from llm.bench.config import TrainBenchConfig
-from llm.bench.measure import Timing, Watch, in_fresh_process, matmul_rate, speedup, take_turns, watch_of, worlds
+from llm.bench.measure import (
+    Timing,
+    Watch,
+    in_fresh_process,
+    matmul_rate_apart,
+    speedup,
+    take_turns,
+    watch_of,
+    worlds,
+)
 from llm.bench.steps import Job, build_step, head_memory, step_memory, transformers
 from llm.bench.table import format_table
 from llm.bench.trace import Breakdown, profile_step
@@ -101,10 +110,10 @@ def measure_speed(jobs: list[Job], steps: list[Callable[[], float]], rows: list[
                   turns: int) -> None:
     """Time the steps of all jobs in turns, and put into the rows what that says."""
     precisions = {job.precision for job in jobs}
-    before = {precision: matmul_rate(watch, precision) for precision in precisions}
+    before = {precision: matmul_rate_apart(watch, precision) for precision in precisions}
     timings = list(take_turns(dict(zip(map(describe, rows), steps, strict=True)), turns=turns, warmup=WARMUP,
                               watch=watch).values())
-    rates = {precision: max(rate, matmul_rate(watch, precision)) for precision, rate in before.items()}
+    rates = {precision: max(rate, matmul_rate_apart(watch, precision)) for precision, rate in before.items()}
     for job, row, timing in zip(jobs, rows, timings, strict=True):
         row |= speed_of(job, timing, rates[job.precision])
     if len(jobs) == 2:
