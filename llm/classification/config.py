@@ -54,9 +54,9 @@ class ObjectiveConfig:
     token_dropout: float = 0.2
     """Chance of a token to be left out of a training text, anew in every epoch."""
     teachers: int = 0
-    """So many classifiers with seeds of their own learn the labels before, and Naive Bayes on words and on characters,
-    each with one vote; the one that is kept learns from the mean of what they believe of each version of a text, and of
-    as many splices of two; 0: from the labels. It needs a Naive Bayes that is nearly as good, and with 2
+    """So many classifiers with seeds of their own learn the labels before, and logistic regression on characters, each
+    with one vote; the one that is kept learns from the mean of what they believe of each version of a text, and of
+    as many splices of two; 0: from the labels. It needs a logistic regression that is about as good, and with 2
     teachers about five times the time."""
     tune: str = "all"
     """Which weights learn: head, last-block, last-N (blocks, with the final norm), all, or lora: adapters beside the

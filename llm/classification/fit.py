@@ -13,7 +13,7 @@ import torch
 from llm.checkpoint import CheckpointStore, find_checkpoint, load_weights, save
 from llm.checkpoint import load as load_model
 from llm.classification.augment import Versions
-from llm.classification.baselines import NaiveBayes, fitted_baselines
+from llm.classification.baselines import LogisticRegression, character_ngrams
 from llm.classification.config import BPE_DROPOUT, DEFAULT_TOKENIZER, NEW_CONTEXT, ClassifyConfig
 from llm.classification.judge import beliefs, encode
 from llm.classification.teachers import Splices, Teachers
@@ -137,7 +137,7 @@ def fit(config: ClassifyConfig, parts: Parts, folder: Path, world: World, *, is_
 
 def find_teachers(config: ClassifyConfig, parts: Parts, tokenizer: Tokenizer, folder: Path, world: World, *,
                   is_folder: bool) -> tuple[Teachers, float, int | None]:
-    """Fit those that a classifier learns from: classifiers like itself, each in a folder of its own, and Naive Bayes.
+    """Fit those a classifier learns from: classifiers like itself, each in its own folder, and logistic regression.
 
     Args:
         config: of the classifier, with one teacher at least.
@@ -147,8 +147,7 @@ def find_teachers(config: ClassifyConfig, parts: Parts, tokenizer: Tokenizer, fo
         Them, the seconds they took, and the signal that ended it early, if one did.
     """
     numbers = [parts.names.index(label) for label in parts.train.labels]
-    baselines = fitted_baselines(parts.train.texts, numbers, num_classes=len(parts.names))
-    others = [baseline for baseline in baselines.values() if isinstance(baseline, NaiveBayes)]
+    regression = LogisticRegression(character_ngrams, num_classes=len(parts.names)).fit(parts.train.texts, numbers)
     models: list[Classifier] = []
     settings = replace(config, objective=replace(config.objective, teachers=0),
                        run=replace(config.run, tensorboard=False, wandb=False))
@@ -163,7 +162,7 @@ def find_teachers(config: ClassifyConfig, parts: Parts, tokenizer: Tokenizer, fo
         seconds += fitted.train_s
         if fitted.stop_signal is not None:
             break
-    return Teachers(models, others, tokenizer), seconds, fitted.stop_signal
+    return Teachers(models, [regression], tokenizer), seconds, fitted.stop_signal
 
 
 def new_decoder(

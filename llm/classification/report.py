@@ -127,7 +127,7 @@ def _result(part: str, ours: Judgement, theirs: Judgement, name: str, chosen: Se
 
 def _taught(config: ClassifyConfig) -> str:
     teachers = config.objective.teachers
-    return f"taught by {teachers} such model{'s' if teachers > 1 else ''} and Naive Bayes; " if teachers else ""
+    return f"taught by {teachers} such model{'s' if teachers > 1 else ''} and logistic regression; " if teachers else ""
 
 
 def _legend(ours: Judgement, chosen: Judgement | None) -> str:

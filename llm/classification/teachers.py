@@ -1,9 +1,9 @@
 """What a classifier learns from besides labels: the mean belief of several that have learned the labels before.
 
-Each of a few small classifiers from the same thousand rows errs where the others do not, and Naive Bayes, which weighs
-words one by one, errs elsewhere again. Their mean errs less than any of them, and one model can learn it. About the
-rows, which all know by heart, they say little more than the labels do; so it also learns what they think of texts that
-have no label, spliced from those that have one.
+Each of a few small classifiers from the same thousand rows errs where the others do not, and logistic regression, which
+weighs stretches of characters one by one, errs elsewhere again. Their mean errs less than any of them, and one model
+can learn it. About the rows, which all know by heart, they say little more than the labels do; so it also learns what
+they think of texts that have no label, spliced from those that have one.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from llm.tokenizers.tokenizer import Tokenizer
 
 
 class Believer(Protocol):
-    """Who has a belief about texts, such as `NaiveBayes`."""
+    """Who has a belief about texts, such as `LogisticRegression`."""
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray: ...
 
@@ -35,11 +35,11 @@ class Teachers:
     Paper: Hinton et al. 2015, arXiv:1503.02531, section 2, at temperature 1.
 
     Example:
-        >>> from llm.classification.baselines import NaiveBayes, words
+        >>> from llm.classification.baselines import LogisticRegression, words
         >>> tokenizer = Tokenizer.byte_level()
-        >>> bayes = NaiveBayes(words, num_classes=2).fit(["see you", "win cash"], [0, 1])
+        >>> regression = LogisticRegression(words, num_classes=2).fit(["see you", "win cash"], [0, 1])
         >>> batch = {"input_ids": torch.tensor([tokenizer.encode("cash")]), "lengths": torch.tensor([4])}
-        >>> Teachers([], [bayes], tokenizer)(batch).argmax().item()
+        >>> Teachers([], [regression], tokenizer)(batch).argmax().item()
         1
     """
 

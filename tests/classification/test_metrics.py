@@ -4,9 +4,19 @@ import math
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from llm.classification import metrics
-from llm.classification.baselines import Majority, NaiveBayes, character_ngrams, fitted_baselines, words
+from llm.classification.baselines import (
+    STRENGTH,
+    LogisticRegression,
+    Majority,
+    NaiveBayes,
+    character_ngrams,
+    fitted_baselines,
+    words,
+)
 from llm.classification.judge import Judgement
 from llm.classification.report import pool
 
@@ -79,6 +89,24 @@ def test_naive_bayes_is_bayes_rule_with_half_a_count_more() -> None:
     model = NaiveBayes(words, num_classes=2).fit(["a b", "b b", "c"], [0, 0, 1])
     spelled = np.array([2 / 3 * (1.5 / 5.5) * (3.5 / 5.5), 1 / 3 * (0.5 / 2.5) * (0.5 / 2.5)])
     assert model.probabilities(["a b unknown"])[0] == pytest.approx(spelled / spelled.sum())
+
+
+def test_logistic_regression_is_where_the_penalised_likelihood_has_no_slope() -> None:
+    """Worked out from its definition, densely, with autograd."""
+    texts, labels = ["a b", "b b b", "c a", "c c", "d"], [0, 0, 1, 2, 1]
+    model = LogisticRegression(words, num_classes=3).fit(texts, labels)
+    counts = torch.tensor([[text.split().count(word) for word in "abcd"] for text in texts], dtype=torch.float64)
+    rarity = 1 + torch.log(6 / (1 + (counts > 0).sum(0)))
+    values = torch.where(counts > 0, 1 + counts.clamp(min=1).log(), 0.0) * rarity
+    values = torch.cat([values / values.norm(dim=1, keepdim=True), torch.ones(5, 1)], dim=1)   # (texts, features + 1)
+    weights = torch.tensor(model.weights, requires_grad=True)
+    scores = values @ weights
+    assert np.allclose(scores.softmax(-1).detach().numpy(), model.probabilities(texts))
+    loss = STRENGTH * F.cross_entropy(scores, torch.tensor(labels), reduction="sum") + weights.square().sum() / 2
+    loss.backward()
+    assert weights.grad.abs().max() < 1e-4 < weights.abs().max()
+    unknown = model.probabilities(["e f", ""])
+    assert np.allclose(unknown, (weights[-1]).softmax(-1).detach().numpy())
 
 
 def test_baselines_learn_what_can_be_counted_and_survive_a_class_without_rows() -> None:

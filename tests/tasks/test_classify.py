@@ -150,8 +150,9 @@ def test_a_file_of_new_texts_is_labelled(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_report_tells_of_baselines_mistakes_and_rows() -> None:
     run("--data", "rows.csv", "--out", "run", "--class-balance", "weights", "--positive", "ham")
     report = Path("run/report.md").read_text(encoding="utf-8")
-    for words in ("The best baseline, ", "## Scores on the test rows", "| Naive Bayes, characters | 8 |", "of 'ham'",
-                  "the same, threshold from validation", "## The surest mistakes", "earlier part"):
+    for words in ("The best baseline, ", "## Scores on the test rows", "| Naive Bayes, characters | 8 |",
+                  "| logistic regression, characters | 8 |", "of 'ham'", "the same, threshold from validation",
+                  "## The surest mistakes", "earlier part"):
         assert words in report, words
     assert Path("run/judgement.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads(Path("run/results.json").read_text(encoding="utf-8"))
@@ -240,7 +241,7 @@ def test_a_finished_taught_run_needs_no_teachers_to_be_judged_again_and_any_seed
     assert classify.main(["--resume", "run"]) == 0
     assert Path("run/predictions.csv").read_bytes() == expected
     assert not Path("run/teacher-1").exists()
-    assert "taught by 1 such model and Naive Bayes" in Path("run/report.md").read_text(encoding="utf-8")
+    assert "taught by 1 such model and logistic regression" in Path("run/report.md").read_text(encoding="utf-8")
 
 
 def test_a_refused_resume_changes_nothing_and_the_run_goes_on_as_if_it_had_not_been() -> None:
