@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm.classification import metrics
+from llm.classification import baselines, metrics
 from llm.classification.baselines import (
+    LONGEST,
     STRENGTH,
     LogisticRegression,
     Majority,
@@ -107,6 +108,17 @@ def test_logistic_regression_is_where_the_penalised_likelihood_has_no_slope() ->
     assert weights.grad.abs().max() < 1e-4 < weights.abs().max()
     unknown = model.probabilities(["e f", ""])
     assert np.allclose(unknown, (weights[-1]).softmax(-1).detach().numpy())
+
+
+def test_a_text_without_end_and_very_many_texts_cost_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "".join(map(str, range(LONGEST)))
+    for model in (NaiveBayes, LogisticRegression):
+        short, whole = (model(words, num_classes=2).fit(["a", text], [0, 1]) for text in (long[:LONGEST], long))
+        assert np.array_equal(short.weights, whole.weights)
+        assert np.array_equal(short.probabilities([long]), short.probabilities([long[:LONGEST]]))
+    monkeypatch.setattr(baselines, "MOST", 5)
+    assert len(fitted_baselines(["abc", "de"], [0, 1], num_classes=2)) == 4
+    assert len(fitted_baselines(["abc", "def"], [0, 1], num_classes=2)) == 3
 
 
 def test_baselines_learn_what_can_be_counted_and_survive_a_class_without_rows() -> None:
