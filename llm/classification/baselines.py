@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from llm.train.optimizer import minimize
+
 log = logging.getLogger(__name__)
 
 LONGEST = 10_000      # characters of a text that are read, so that one text cannot take all time and memory
@@ -129,7 +131,6 @@ class LogisticRegression:
         weights = torch.zeros(len(self.columns) + 1, self.num_classes, dtype=torch.float64)
         weights.grad = torch.zeros_like(weights)
         self.weights, slope = weights.numpy(), weights.grad.numpy()   # the same memory
-        optimizer = torch.optim.LBFGS([weights], max_iter=200, history_size=10, line_search_fn="strong_wolfe")
 
         def loss() -> float:
             told = self._log_probabilities(table)
@@ -139,7 +140,7 @@ class LogisticRegression:
                     table.columns, table.values * change[table.rows, number], len(weights))
             return (self.weights**2).sum() / 2 - STRENGTH * told[wanted > 0].sum()
 
-        optimizer.step(loss)
+        minimize(loss, weights)
         return self
 
     def probabilities(self, texts: Iterable[str]) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Which optimizer moves which parameter, and optimizer state under the parameters' names."""
+"""Which optimizer moves which parameter, and its state under the parameters' names; and a minimum without a Trainer."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,30 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def minimize(loss: Callable[[], float], weights: Tensor, *, steps: int = 200) -> None:
+    """Move weights to where a smooth function has its minimum, all data at once, by L-BFGS; for what needs no Trainer.
+
+    Args:
+        loss: computes the function and writes its slope into `weights.grad`.
+        weights: changed in place.
+        steps: at most.
+
+    Paper: Liu and Nocedal 1989, "On the Limited Memory BFGS Method for Large Scale Optimization", Mathematical
+        Programming 45.
+
+    Example:
+        >>> weights = torch.zeros(1)
+        >>> def loss() -> float:
+        ...     weights.grad = 2 * (weights - 3)
+        ...     return float((weights - 3) ** 2)
+        >>> minimize(loss, weights)
+        >>> weights
+        tensor([3.])
+    """
+    optimizer = torch.optim.LBFGS([weights], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+    optimizer.step(loss)
 
 
 def optimizer_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]:
