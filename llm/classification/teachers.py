@@ -1,9 +1,9 @@
 """What a classifier learns from besides labels: the mean belief of several that have learned the labels before.
 
 Each of a few small classifiers from the same thousand rows errs where the others do not, and logistic regression, which
-weighs stretches of characters one by one, errs elsewhere again. Their mean errs less than any of them, and one model
-can learn it. About the rows, which all know by heart, they say little more than the labels do; so it also learns what
-they think of texts that have no label, spliced from those that have one.
+knows short stretches of characters and not where they stand, errs elsewhere again. Their mean errs less than any of
+them, and one model can learn it. About the rows, which all know by heart, they say little more than the labels do; so
+it also learns what they think of texts that have no label, spliced from those that have one.
 """
 
 from collections.abc import Callable, Sequence

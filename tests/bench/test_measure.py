@@ -16,6 +16,7 @@ from llm.bench.measure import (
     Watch,
     in_fresh_process,
     matmul_rate,
+    matmul_rate_apart,
     speedup,
     stream,
     take_turns,
@@ -110,6 +111,14 @@ def test_a_fresh_process_begins_without_the_peak_of_its_parent() -> None:
     large = np.ones(40_000_000)   # 320 MB
     assert peak_memory(CPU) > large.nbytes
     assert in_fresh_process(peak_memory_of, "cpu") < peak_memory(CPU) - large.nbytes / 2
+
+
+@pytest.mark.slow   # two processes that import torch
+def test_the_rate_apart_is_taken_elsewhere_and_refuses_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "take_turns", None)   # here nothing could be timed
+    assert matmul_rate_apart(WATCH, "fp32") > 0
+    with pytest.raises(ValueError, match="fp16 matrix products are only emulated"):
+        matmul_rate_apart(WATCH, "fp16")
 
 
 @pytest.mark.slow   # a process that imports torch

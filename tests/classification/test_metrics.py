@@ -119,6 +119,8 @@ def test_a_text_without_end_and_very_many_texts_cost_no_more(monkeypatch: pytest
     monkeypatch.setattr(baselines, "MOST", 5)
     assert len(fitted_baselines(["abc", "de"], [0, 1], num_classes=2)) == 4
     assert len(fitted_baselines(["abc", "def"], [0, 1], num_classes=2)) == 3
+    monkeypatch.setattr(baselines, "LONGEST", 2)   # only what is read counts
+    assert len(fitted_baselines(["abc", long], [0, 1], num_classes=2)) == 4
 
 
 def test_baselines_learn_what_can_be_counted_and_survive_a_class_without_rows() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llm.bench.measure import matmul_rate
 from llm.config import UsageError, write_toml
 from llm.models.config import GPTConfig, QwenConfig
 from llm.tasks import bench
@@ -26,6 +27,7 @@ SHORT = {
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("llm.bench.measure.MATRIX_SIZE", 64)
+    monkeypatch.setattr("llm.bench.training.matmul_rate_apart", matmul_rate)   # a process would know no other size
     monkeypatch.setattr("llm.bench.measure.STREAM_BYTES", 2**20)
 
 
