@@ -1,12 +1,16 @@
-"""Laws of the fast step: the same as `forward`, to the bit but for products, and what it does not know is called."""
+"""Laws of the fast step: the same as `forward` but for the order of sums, and what it does not know is called."""
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import llm
+from llm.models import step as step_module
 from llm.models.decoder import Decoder
 from llm.models.step import step_of
 from llm.nn import SwiGLU, naive_attention, product
@@ -34,20 +38,50 @@ def both(model: Decoder, *, lengths: list[int], count: int) -> tuple[list[torch.
 
 @pytest.mark.parametrize("lengths", [[4], [4, 4, 4], [1, 7, 3]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_is_forward_to_the_bit(tiny_model: Decoder, lengths: list[int], dtype: torch.dtype) -> None:
+def test_a_step_is_forward_to_the_bit_but_for_the_order_of_sums(
+    tiny_model: Decoder, lengths: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "join", lambda parts: None)
+    monkeypatch.setattr(step_module, "_is_low_on_cpu", lambda tensor: False)
     slow, fast = both(tiny_model.to(dtype), lengths=lengths, count=8)
     for expected, logits in zip(slow, fast, strict=True):
         assert logits.dtype == dtype and torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize("lengths", [[4], [4] * 6, [1, 7, 3]])
-def test_products_in_bands_change_only_the_rounding(
-    tiny_model: Decoder, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_bands", [False, True])
+def test_joint_products_and_those_in_bands_change_only_the_rounding(
+    tiny_model: Decoder, lengths: list[int], has_bands: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(product, "SMALL", 1)
+    if has_bands:
+        monkeypatch.setattr(product, "SMALL", 1)
     slow, fast = both(tiny_model, lengths=lengths, count=8)
     for expected, logits in zip(slow, fast, strict=True):
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[4], [4] * 6, [1, 7, 3]])
+def test_in_low_precision_a_step_is_as_near_to_the_truth_as_forward(tiny_model: Decoder, lengths: list[int]) -> None:
+    tiny_model.bfloat16()
+    truth = both(copy.deepcopy(tiny_model).double(), lengths=lengths, count=8)[0]
+    slow, fast = both(tiny_model, lengths=lengths, count=8)
+    errors = [max(float((logits - exact).abs().max()) for logits, exact in zip(found, truth, strict=True))
+              for found in (slow, fast)]
+    assert 0 < errors[1] < 1.5 * errors[0]
+
+
+def test_a_step_holds_no_second_copy_and_files_stay_what_they_were(tiny_model: Decoder, tmp_path: Path) -> None:
+    llm.save(tiny_model, tmp_path / "before")
+    numbers = sum(parameter.numel() for parameter in tiny_model.parameters())
+    assert step_of(tiny_model) is not None
+    again = step_of(tiny_model)
+    storages = {parameter.untyped_storage().data_ptr(): parameter.untyped_storage().nbytes()
+                for parameter in tiny_model.parameters()}
+    assert again is not None and sum(storages.values()) == 4 * numbers and len(storages) < len(
+        list(tiny_model.parameters()))
+    llm.save(tiny_model, tmp_path / "after")
+    for file in (tmp_path / "before").iterdir():
+        assert (tmp_path / "after" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_weights_that_change_are_those_that_count(tiny_model: Decoder) -> None:
@@ -59,7 +93,7 @@ def test_weights_that_change_are_those_that_count(tiny_model: Decoder) -> None:
             parameter.data = parameter * 0.9
         ids = torch.tensor([[3]])
         expected = tiny_model(ids, cache=tiny_model.new_cache(1, 4)).logits[:, 0]
-        assert torch.equal(step(ids, None, tiny_model.new_cache(1, 4)), expected)
+        torch.testing.assert_close(step(ids, None, tiny_model.new_cache(1, 4)), expected, rtol=0, atol=1e-5)
 
 
 class Loud(SwiGLU):
