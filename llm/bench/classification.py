@@ -183,10 +183,10 @@ def their_beliefs(model: Any, batches: Iterator[dict[str, Tensor]], world: World
     """(texts, classes) probabilities, as `beliefs` gives them."""
     model.eval()
     found = []
-    for batch in batches:
-        with world.autocast():
+    with world.autocast():   # once, as `beliefs` does: the weights are cast but once
+        for batch in batches:
             scores = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        found.append(scores.double().softmax(-1).cpu().numpy())
+            found.append(scores.double().softmax(-1).cpu().numpy())
     return np.concatenate(found)
 
 

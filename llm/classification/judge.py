@@ -61,14 +61,14 @@ def beliefs(model: Classifier, rows: Sequence[Sequence[int]], *, world: World, b
         (texts, classes) float64.
     """
     found = np.empty((len(rows), len(model.labels)))
-    for chosen in batches_by_length([len(row) for row in rows], batch_size):
-        lengths = torch.tensor([len(rows[number]) for number in chosen])
-        inputs = torch.zeros((len(chosen), int(lengths.max())), dtype=torch.int64)
-        for place, number in enumerate(chosen):
-            inputs[place, : len(rows[number])] = torch.tensor(rows[number])
-        with world.autocast():
+    with world.autocast():   # once for all batches, so that it casts the weights but once
+        for chosen in batches_by_length([len(row) for row in rows], batch_size):
+            lengths = torch.tensor([len(rows[number]) for number in chosen])
+            inputs = torch.zeros((len(chosen), int(lengths.max())), dtype=torch.int64)
+            for place, number in enumerate(chosen):
+                inputs[place, : len(rows[number])] = torch.tensor(rows[number])
             scores = model(*world.to_device((inputs, lengths))).scores
-        found[chosen] = scores.double().softmax(-1).cpu().numpy()
+            found[chosen] = scores.double().softmax(-1).cpu().numpy()
     return found
 
 

@@ -82,7 +82,7 @@ def choose_model(name: str, *, is_made: bool = False, is_lora: bool = False) -> 
     fixed = {**choose_architecture(name), "train": recipe(), "objective": ObjectiveConfig()}
     if is_folder(name):
         fixed["train"] = lora_recipe() if is_lora else fine_recipe()
-        fixed["objective"] = ObjectiveConfig(language=0.0, token_dropout=0.0, tune="last-2")
+        fixed["objective"] = ObjectiveConfig(language=0.0, token_dropout=0.1 if is_lora else 0.0, tune="last-2")
     if is_made:
         fixed["train"] = replace(fixed["train"], epochs=1, eval_every=200)
         fixed["objective"] = replace(fixed["objective"], bpe_dropout=0.0, token_dropout=0.0)

@@ -175,7 +175,8 @@ def test_adapters_are_trained_with_larger_steps_unless_told_otherwise() -> None:
     start = ["--model", "base", "--data", "rows.csv"]
     assert classify.parse(start).train.lr == 2e-4
     lora = classify.parse([*start, "--tune", "lora"])
-    assert lora.train.lr == 1e-3 and lora.lora.lora_rank == 8 and lora.train.epochs == 4
+    assert lora.train.lr == 3e-4 and lora.lora.lora_rank == 8 and lora.train.epochs == 4
+    assert not lora.train.save_best and lora.objective.token_dropout == 0.1
     assert classify.parse([*start, "--tune", "lora", "--lr", "2e-4"]).train.lr == 2e-4
     Path("mine.toml").write_text('[objective]\ntune = "lora"\n\n[train]\nlr = 0.5\n', encoding="utf-8")
     assert classify.parse([*start, "--config", "mine.toml"]).train.lr == 0.5
