@@ -2,13 +2,14 @@
 
 The library behind `F.linear` does not always read them as fast as the memory gives them: on an AMD EPYC its
 matrix-vector product in float32 runs on one core, at a third of what two cores can read. The same product as a batch
-of smaller ones, one for each band of rows of W, runs on all cores. And one product of many rows is faster than several
-of few, so that layers which read the same input are multiplied at once (`JointLinear`). Nothing is held twice. Next:
+of smaller ones, one for each band of rows of W, runs on all cores; nothing is copied. And one product of many rows is
+faster than several of few, so that small layers which read the same input are multiplied at once (`JointLinear`). Next:
 `llm/models/step.py`.
 """
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 FEW, MANY = 4, 64   # tokens: up to FEW the bands stand left in the product; beyond MANY the usual way is as fast
 SMALL = 2**17       # numbers in a weight: up to there it stays in the caches, and the call costs more than the reading
-ALIGNMENT = 64      # bytes at whose multiples a weight begins, as one of its own does: kernels may round by it
+JOINT = 2**21       # numbers in the weights of layers that are multiplied at once: beyond, the calls cost little of it
 
 
 def few_token_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -68,71 +69,53 @@ def num_bands(outputs: int) -> int:
 
 
 class JointLinear:
-    """Linear layers that read the same input, as one `few_token_linear` whose columns are shared out.
+    """Small linear layers that read the same input, as one `few_token_linear` whose columns are shared out.
 
-    Their weights move into one tensor that they are views of from then on: no second copy is held, and what changes
-    them changes it. Where that cannot be (see `join`) the layers are multiplied one by one. Measured with two cores of
-    an AMD EPYC for one token in bfloat16, 512, 256 and 256 rows of 512 numbers in no cache: 51 against 79 microseconds.
+    Their weights are copied side by side, and again whenever they have changed. What goes past autograd's count of
+    changes (`weight.data.mul_`, another process) is noticed by the next JointLinear only. Measured with two cores of an
+    AMD EPYC for one token in bfloat16, 512, 256 and 256 rows of 512 numbers in no cache: 51 against 79 microseconds.
 
     Args:
-        linears: layers of the same input width.
+        linears: layers of the same input width, all or none of them with a bias.
 
     Example:
         >>> q, k = nn.Linear(16, 32), nn.Linear(16, 16)
         >>> x = torch.randn(1, 1, 16)
-        >>> for_q, for_k = JointLinear([q, k])(x)
-        >>> torch.allclose(for_q, q(x), atol=1e-5), q.weight.untyped_storage().nbytes()
-        (True, 3072)
+        >>> with torch.no_grad():
+        ...     for_q, for_k = JointLinear([q, k])(x)
+        >>> torch.allclose(for_q, q(x), atol=1e-5), torch.allclose(for_k, k(x), atol=1e-5)
+        (True, True)
     """
 
     def __init__(self, linears: Sequence[nn.Linear]):
         self.weights = [linear.weight for linear in linears]
-        self.biases = [linear.bias for linear in linears]
+        self.biases = [linear.bias for linear in linears if linear.bias is not None]
         self.widths = [len(weight) for weight in self.weights]
-        self.moveable = [tensor for tensor in (*self.weights, *self.biases) if tensor is not None]
-        self._join()
+        self._copy()
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        """(B, 1, in) -> (B, 1, out) of each layer."""
-        if [tensor.data_ptr() for tensor in self.moveable] != self.places:
-            self._join()   # somebody gave a layer another tensor, as `model.to(dtype)` does
-        if self.weight is not None:
-            return few_token_linear(x, self.weight, self.bias).split(self.widths, dim=-1)
-        return [few_token_linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
+        """(B, 1, in) -> (B, 1, out) of each layer; without gradients."""
+        if self._state() != self.state:
+            self._copy()
+        return few_token_linear(x, self.weight, self.bias).split(self.widths, dim=-1)
 
-    def _join(self) -> None:
-        self.weight = self.bias = None
-        has_biases = len(self.moveable) > len(self.weights)
-        if has_biases and all(bias is not None for bias in self.biases):
-            self.bias = join(self.biases)
-        if self.bias is not None or not has_biases:
-            self.weight = join(self.weights)
-        self.places = [tensor.data_ptr() for tensor in self.moveable]
+    def _copy(self) -> None:
+        self.weight = torch.cat([weight.detach() for weight in self.weights])
+        self.bias = torch.cat([bias.detach() for bias in self.biases]) if self.biases else None
+        self.state = self._state()
+
+    def _state(self) -> list[tuple[int, int]]:
+        return [(tensor.data_ptr(), tensor._version) for tensor in self.weights + self.biases]
 
 
-def join(parts: Sequence[Tensor]) -> Tensor | None:
-    """One tensor that has these as its neighbouring rows: they are moved there, unless they already stand so.
-
-    Returns:
-        (sum of rows, ...), or None, and nothing is moved, where somebody else may look at the same memory (a view of
-        another tensor, memory shared with another process), or the parts do not fit together.
-    """
-    first = parts[0]
-    storage, end = first.untyped_storage(), first.data_ptr()
-    stands = True
-    for part in parts:
-        if (type(part.data) is not Tensor or not part.is_contiguous() or part.is_shared()
-                or (part.ndim > 1 and part.nbytes % ALIGNMENT)
-                or (part.dtype, part.device, part.shape[1:]) != (first.dtype, first.device, first.shape[1:])):
-            return None
-        stands = stands and part.untyped_storage().data_ptr() == storage.data_ptr() and part.data_ptr() == end
-        end += part.nbytes
-    if stands:
-        return first.data.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
-    if any(part.untyped_storage().nbytes() != part.nbytes for part in parts):
-        return None
-    with torch.inference_mode(False), torch.no_grad():   # so that they can be learned further
-        whole = torch.cat([part.data for part in parts])
-        for part, rows in zip(parts, whole.split([len(part) for part in parts]), strict=True):
-            part.data = rows
-    return whole
+def can_join(layers: Sequence[nn.Module]) -> TypeGuard[Sequence[nn.Linear]]:
+    """Whether these are plain linear layers on a CPU, small and of one kind, whose changes autograd counts."""
+    linears = [layer for layer in layers if type(layer) is nn.Linear]
+    if len(linears) < len(layers):
+        return False
+    tensors = [tensor for linear in linears for tensor in (linear.weight, linear.bias) if tensor is not None]
+    return (all(type(tensor) is nn.Parameter and not tensor.is_inference() for tensor in tensors)
+            and len(tensors) in (len(linears), 2 * len(linears))
+            and len({tensor.dtype for tensor in tensors}) == 1
+            and {tensor.device.type for tensor in tensors} == {"cpu"}
+            and sum(tensor.numel() for tensor in tensors) <= JOINT)
