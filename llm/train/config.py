@@ -11,7 +11,7 @@ class TrainConfig:
     Example:
         >>> TrainConfig(steps=10, epochs=2)
         Traceback (most recent call last):
-        ValueError: steps=10 and epochs=2: give one of them
+        ValueError: steps=10 and epochs=2: give one of them, and None for the other (--epochs None) if a preset sets it
     """
 
     steps: int | None = None
@@ -81,7 +81,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         found = []
         if self.steps is not None and self.epochs is not None:
-            found.append(f"steps={self.steps} and epochs={self.epochs}: give one of them")
+            found.append(f"steps={self.steps} and epochs={self.epochs}: give one of them, and None for the other "
+                         "(--epochs None) if a preset sets it")
         for name in ("steps", "epochs", "batch_size", "accumulate", "max_skipped"):
             value = getattr(self, name)
             if value is not None and value < 1:
