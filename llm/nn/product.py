@@ -2,9 +2,9 @@
 
 The library behind `F.linear` does not always read them as fast as the memory gives them: on an AMD EPYC its
 matrix-vector product in float32 runs on one core, at a third of what two cores can read. The same product as a batch
-of smaller ones, one for each band of rows of W, runs on all cores; nothing is copied. And one product of many rows is
-faster than several of few, so that small layers which read the same input are multiplied at once (`JointLinear`). Next:
-`llm/models/step.py`.
+of smaller ones, one for each band of rows of W, runs on all cores; nothing is copied. In bfloat16 each product costs
+some 15 microseconds beside its arithmetic, so that small layers which read the same input are multiplied at once
+(`JointLinear`). Next: `llm/models/step.py`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 FEW, MANY = 4, 64   # tokens: up to FEW the bands stand left in the product; beyond MANY the usual way is as fast
 SMALL = 2**17       # numbers in a weight: up to there it stays in the caches, and the call costs more than the reading
-JOINT = 2**21       # numbers in the weights of layers that are multiplied at once: beyond, the calls cost little of it
+JOINT = 2**21       # numbers in all weights of layers that are multiplied at once: 4 MB that are held twice
 
 
 def few_token_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,51 +71,45 @@ def num_bands(outputs: int) -> int:
 class JointLinear:
     """Small linear layers that read the same input, as one `few_token_linear` whose columns are shared out.
 
-    Their weights are copied side by side, and again whenever they have changed. What goes past autograd's count of
-    changes (`weight.data.mul_`, another process) is noticed by the next JointLinear only. Measured with two cores of an
-    AMD EPYC for one token in bfloat16, 512, 256 and 256 rows of 512 numbers in no cache: 51 against 79 microseconds.
+    Their weights are copied side by side at the first call, and again whenever they have changed. What goes past
+    autograd's count of changes (`weight.data.mul_`, another process) is noticed by the next JointLinear only. Measured
+    with two cores of an AMD EPYC for one token in bfloat16, 512, 256 and 256 rows of 512 numbers in no cache: 51
+    against 79 microseconds.
 
     Args:
         linears: layers of the same input width, all or none of them with a bias.
 
     Example:
         >>> q, k = nn.Linear(16, 32), nn.Linear(16, 16)
-        >>> x = torch.randn(1, 1, 16)
         >>> with torch.no_grad():
-        ...     for_q, for_k = JointLinear([q, k])(x)
-        >>> torch.allclose(for_q, q(x), atol=1e-5), torch.allclose(for_k, k(x), atol=1e-5)
-        (True, True)
+        ...     for_q, for_k = JointLinear([q, k])(torch.ones(1, 1, 16))
+        >>> torch.allclose(for_q, q(torch.ones(16)), atol=1e-5), for_k.shape
+        (True, torch.Size([1, 1, 16]))
     """
 
     def __init__(self, linears: Sequence[nn.Linear]):
         self.weights = [linear.weight for linear in linears]
         self.biases = [linear.bias for linear in linears if linear.bias is not None]
         self.widths = [len(weight) for weight in self.weights]
-        self._copy()
+        self.copied: list[tuple[int, int]] | None = None   # where and how often changed the weights were then
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """(B, 1, in) -> (B, 1, out) of each layer; without gradients."""
-        if self._state() != self.state:
-            self._copy()
+        state = [(tensor.data_ptr(), tensor._version) for tensor in self.weights + self.biases]
+        if state != self.copied:
+            self.weight = torch.cat([weight.detach() for weight in self.weights])
+            self.bias = torch.cat([bias.detach() for bias in self.biases]) if self.biases else None
+            self.copied = state
         return few_token_linear(x, self.weight, self.bias).split(self.widths, dim=-1)
-
-    def _copy(self) -> None:
-        self.weight = torch.cat([weight.detach() for weight in self.weights])
-        self.bias = torch.cat([bias.detach() for bias in self.biases]) if self.biases else None
-        self.state = self._state()
-
-    def _state(self) -> list[tuple[int, int]]:
-        return [(tensor.data_ptr(), tensor._version) for tensor in self.weights + self.biases]
 
 
 def can_join(layers: Sequence[nn.Module]) -> TypeGuard[Sequence[nn.Linear]]:
-    """Whether these are plain linear layers on a CPU, small and of one kind, whose changes autograd counts."""
+    """Whether these are plain linear layers in bfloat16 on a CPU, small and alike, whose changes autograd counts."""
     linears = [layer for layer in layers if type(layer) is nn.Linear]
     if len(linears) < len(layers):
         return False
     tensors = [tensor for linear in linears for tensor in (linear.weight, linear.bias) if tensor is not None]
     return (all(type(tensor) is nn.Parameter and not tensor.is_inference() for tensor in tensors)
             and len(tensors) in (len(linears), 2 * len(linears))
-            and len({tensor.dtype for tensor in tensors}) == 1
-            and {tensor.device.type for tensor in tensors} == {"cpu"}
+            and {(tensor.dtype, tensor.device.type) for tensor in tensors} == {(torch.bfloat16, "cpu")}
             and sum(tensor.numel() for tensor in tensors) <= JOINT)

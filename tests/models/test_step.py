@@ -48,12 +48,10 @@ def test_a_step_is_forward_to_the_bit_but_for_the_order_of_sums(
 
 
 @pytest.mark.parametrize("lengths", [[4], [4] * 6, [1, 7, 3]])
-@pytest.mark.parametrize("has_bands", [False, True])
-def test_joint_products_and_those_in_bands_change_only_the_rounding(
-    tiny_model: Decoder, lengths: list[int], has_bands: bool, monkeypatch: pytest.MonkeyPatch
+def test_products_in_bands_change_only_the_rounding(
+    tiny_model: Decoder, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if has_bands:
-        monkeypatch.setattr(product, "SMALL", 1)
+    monkeypatch.setattr(product, "SMALL", 1)
     slow, fast = both(tiny_model, lengths=lengths, count=8)
     for expected, logits in zip(slow, fast, strict=True):
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
@@ -71,12 +69,12 @@ def test_in_low_precision_a_step_is_as_near_to_the_truth_as_forward(tiny_model: 
 
 def test_a_model_of_inference_tensors_can_write(tiny_config: ModelConfig) -> None:
     with torch.inference_mode():
-        model = random_model(tiny_config)
+        model = random_model(tiny_config).bfloat16()   # whose layers would be joined, if changes could be told
         ids = torch.tensor([[3]])
         step = step_of(model)
         assert step is not None
         expected = model(ids).logits[:, 0]
-        torch.testing.assert_close(step(ids, None, model.new_cache(1, 4)), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(step(ids, None, model.new_cache(1, 4)), expected, rtol=2**-6, atol=0.05)
 
 
 def test_weights_that_change_are_those_that_count(tiny_model: Decoder) -> None:
