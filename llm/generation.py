@@ -1,6 +1,6 @@
 """Writing ids: cached, batched decoding of prompts of any length, and random numbers that a seed reproduces.
 
-The same prompt with the same seed gives the same text alone or in a batch: every row has its own random numbers,
+The same prompt with the same seed gives the same text alone or in a batch (in fp32): every row has its own numbers,
 and no row sees another. Equal prompts are read once. Nothing here is needed for training. (The module is not called
 `generate`, so that `llm.generate` can be the function.) Next: `conversation.py`, for text instead of ids.
 """
