@@ -21,7 +21,7 @@ from llm.models.decoder import Block, Decoder
 from llm.nn import Attention, GeluMLP, KVCache, LayerNorm, RMSNorm, SwiGLU, fused_attention, plan_attention
 from llm.nn.attention import AttentionPlan
 from llm.nn.cache import LayerCache
-from llm.nn.product import JointLinear, can_join, few_token_linear
+from llm.nn.product import JointLinear, can_join, few_token_linear, has_hooks
 
 Part = Callable[[Tensor], Tensor]
 Tables = tuple[Tensor, Tensor] | None
@@ -78,8 +78,7 @@ def step_of(model: Decoder) -> Step | None:
 
 def _is_special(module: nn.Module) -> bool:
     """Whether something would be missed if the module were not called: hooks, `compile()`, training's dropout."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl is not None
-                or (isinstance(module, nn.Dropout) and module.training and module.p > 0))
+    return has_hooks(module) or (isinstance(module, nn.Dropout) and module.training and module.p > 0)
 
 
 def _block(block: nn.Module) -> Layer:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llm.nn.cache import LayerCache
 from llm.nn.norm import RMSNorm
+from llm.nn.product import joint_linear
 from llm.nn.rope import apply_rope
 
 SHORT = {torch.float32: 64, torch.bfloat16: 256}   # tokens; up to here a CPU learns faster with the T x T matrix
@@ -185,7 +186,8 @@ def _short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, heads, length, head_dim = q.shape
     groups = k.shape[1]
     later = torch.full((length, length), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
-    later = later.repeat(heads // groups, 1)   # (R T, T)
+    if heads > groups:
+        later = later.repeat(heads // groups, 1)   # (R T, T)
     asking = q.reshape(batch * groups, heads // groups * length, head_dim)
     keys, values = (x.reshape(batch * groups, length, head_dim) for x in (k, v))
     scores = torch.baddbmm(later, asking, keys.mT, alpha=head_dim**-0.5)   # (B G, R T, T)
@@ -264,10 +266,13 @@ class Attention(nn.Module):
         """
         if plan is None:
             plan = plan_attention(x.shape[1], device=x.device)
-        asking = x if plan.places is None else take_places(x, plan.places)
-        q = self.q_norm(self.q_proj(asking).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, H, T or 1, D)
-        k = self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, G, T, D)
-        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)   # (B, G, T, D)
+        if plan.places is None:
+            q, k, v = joint_linear(x, (self.q_proj, self.k_proj, self.v_proj))   # (B, T, H D or G D)
+        else:
+            q, k, v = self.q_proj(take_places(x, plan.places)), self.k_proj(x), self.v_proj(x)
+        q = self.q_norm(q.unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, H, T or 1, D)
+        k = self.k_norm(k.unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, G, T, D)
+        v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)   # (B, G, T, D)
         if rope is not None:
             cos, sin = rope
             k = apply_rope(k, cos, sin)

@@ -135,7 +135,7 @@ def test_every_adapter_learns_and_the_base_stays_to_the_bit(use_checkpointing: b
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layers = inject(model, rank=2)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    start = float(loss_of(model))
+    start = float(loss_of(model).detach())
     for _ in range(5):
         loss_of(model).backward()
         optimizer.step()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llm.nn import product
-from llm.nn.product import FEW, MANY, JointLinear, can_join, few_token_linear
+from llm.nn.product import FEW, MANY, JointLinear, can_join, few_token_linear, joint_linear
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +127,86 @@ def test_other_layers_are_not_joined(change: Callable[[list[nn.Linear]], None]) 
     three = layers()
     change(three)
     assert not can_join(three)
+
+
+def learning(*, outputs: tuple[int, int, int] = (32, 16, 16), has_bias: bool = True) -> list[nn.Module]:
+    return [nn.Linear(16, width, bias=has_bias) for width in outputs]
+
+
+def count_products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The inputs of all calls of `F.linear` from here on."""
+    calls: list[torch.Tensor] = []
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, *weights: calls.append(x) or linear(x, *weights))
+    return calls
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_layers_that_learn_jointly_learn_what_each_would(has_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    three = learning(has_bias=has_bias)
+    parameters = [parameter for layer in three for parameter in layer.parameters()]
+    x = torch.randn(3, 5, 16, requires_grad=True)
+    wanted = [layer(x) for layer in three]
+    gradients = torch.autograd.grad(sum(part.square().sum() for part in wanted), [x, *parameters])   # type: ignore[arg-type]
+    calls = count_products(monkeypatch)
+    found = joint_linear(x, three)
+    assert len(calls) == 1
+    torch.testing.assert_close(list(found), wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(part.square().sum() for part in found), [x, *parameters]), gradients)   # type: ignore[arg-type]
+
+
+def a_hook(three: list[nn.Module], seen: list[object]) -> None:
+    three[1].register_forward_hook(lambda *call: seen.append(call))
+
+
+def a_hook_before(three: list[nn.Module], seen: list[object]) -> None:
+    three[0].register_forward_pre_hook(lambda *call: seen.append(call))
+
+
+def a_hook_behind(three: list[nn.Module], seen: list[object]) -> None:
+    three[2].register_full_backward_hook(lambda *call: seen.append(call))
+
+
+def no_bias_in_one(three: list[nn.Module], seen: list[object]) -> None:
+    three[2] = nn.Linear(16, 16, bias=False)
+
+
+def a_layer_of_another_kind(three: list[nn.Module], seen: list[object]) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return 2 * super().forward(x)
+
+    three[0] = Doubled(16, 32)
+
+
+def a_large_layer(three: list[nn.Module], seen: list[object]) -> None:
+    three[0] = nn.Linear(16, product.LEARN // 16)
+
+
+@pytest.mark.parametrize("change", [a_hook, a_hook_before, a_hook_behind, no_bias_in_one, a_layer_of_another_kind,
+                                    a_large_layer])
+def test_what_is_not_plain_and_small_is_called_as_it_is(
+    change: Callable[[list[nn.Module], list[object]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three, seen = learning(), list[object]()
+    change(three, seen)
+    x = torch.randn(2, 16, requires_grad=True)
+    wanted = [layer(x) for layer in three]
+    sum(part.sum() for part in wanted).backward()   # type: ignore[union-attr]
+    already = len(seen)
+    calls = count_products(monkeypatch)
+    found = joint_linear(x, three)
+    sum(part.sum() for part in found).backward()   # type: ignore[union-attr]
+    assert len(calls) == 3 and len(seen) == 2 * already
+    for part, expected in zip(found, wanted, strict=True):
+        assert torch.equal(part, expected)
+
+
+def test_nothing_is_joined_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    three, x = learning(), torch.randn(2, 16)
+    calls = count_products(monkeypatch)
+    with torch.no_grad():
+        joint_linear(x, three)
+    assert len(calls) == 3
