@@ -21,41 +21,56 @@ JOINT = 2**21       # numbers in all weights of layers that are multiplied at on
 LEARN = 2**18       # the same while they learn, from many tokens at a time
 
 
-def few_token_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+class FewTokenLinear:
     """`F.linear` for the one token of each of a few rows; in float32 on a CPU the same sums in bands.
 
-    Measured with two cores of an AMD EPYC, 1,408 x 512 weights that are in no cache: 109 against 303 microseconds for
-    one token, 259 against 462 for 8. With one core only one token and two gain: 148 against 295, 179 against 448. Low
-    precision and other devices have better kernels of their own.
+    How the weight is cut is worked out at the first call, and again when another tensor has taken its place. Measured
+    with two cores of an AMD EPYC, 1,408 x 512 weights that are in no cache: 109 against 303 microseconds for one token,
+    259 against 462 for 8. With one core only one token and two gain: 148 against 295, 179 against 448. Low precision
+    and other devices have better kernels of their own.
 
     Args:
-        x: (B, 1, in).
         weight: (out, in).
         bias: (out,) or None.
 
-    Returns:
-        (B, 1, out).
-
     Example:
         >>> weight, x = torch.randn(512, 256), torch.randn(2, 1, 256)
-        >>> torch.allclose(few_token_linear(x, weight), F.linear(x, weight), atol=1e-4)
+        >>> torch.allclose(FewTokenLinear(weight)(x), F.linear(x, weight), atol=1e-4)
         True
     """
-    rows, (outputs, width) = len(x), weight.shape
-    count = num_bands(outputs)
-    most = MANY if torch.get_num_threads() > 1 else 2
-    is_slow = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= SMALL
-    if not is_slow or rows > most or count == 1 or not weight.is_contiguous():
-        return F.linear(x, weight, bias)
-    bands = weight.view(count, -1, width)
-    if rows <= FEW:
-        columns = x.view(1, rows, width).mT.expand(count, -1, -1)   # (bands, in, B); these strides matter, see the test
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        self.weight = weight
+        self.bias = bias
+        self.place: int | None = None   # in memory, of the weight that was cut
+        self.bands, self.count = weight, 1
+        self.most = 0   # so many rows are multiplied in bands
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, 1, in) -> (B, 1, out); without gradients."""
+        weight, bias, rows = self.weight, self.bias, x.shape[0]
+        if weight.data_ptr() != self.place:
+            self._cut()
+        if rows > self.most:
+            return F.linear(x, weight, bias)
+        bands, count = self.bands, self.count
+        if rows > FEW:
+            product = torch.bmm(x.view(1, rows, -1).expand(count, -1, -1), bands.mT)   # (bands, B, out / bands)
+            product = product.transpose(0, 1).reshape(rows, 1, -1).contiguous()
+            return product if bias is None else product + bias
+        columns = (x if rows == 1 else x.view(1, rows, -1)).mT.expand(count, -1, -1)   # (bands, in, B)
         product = (torch.bmm(bands, columns) if bias is None else
                    torch.baddbmm(bias.view(count, -1, 1), bands, columns))   # (bands, out / bands, B)
-        return product.view(1, outputs, rows).permute(2, 0, 1).contiguous()
-    product = torch.bmm(x.view(1, rows, width).expand(count, -1, -1), bands.mT)   # (bands, B, out / bands)
-    product = product.transpose(0, 1).reshape(rows, 1, outputs).contiguous()
-    return product if bias is None else product + bias
+        return product.view(1, 1, -1) if rows == 1 else product.view(1, -1, rows).permute(2, 0, 1).contiguous()
+
+    def _cut(self) -> None:
+        weight = self.weight.detach()
+        self.place, self.count = weight.data_ptr(), num_bands(len(weight))
+        is_slow = weight.is_cpu and weight.dtype == torch.float32 and weight.numel() >= SMALL
+        self.most = 0
+        if is_slow and self.count > 1 and weight.is_contiguous():
+            self.most = MANY if torch.get_num_threads() > 1 else 2
+            self.bands = weight.view(self.count, -1, weight.shape[1])
 
 
 @cache
@@ -70,7 +85,7 @@ def num_bands(outputs: int) -> int:
 
 
 class JointLinear:
-    """Small linear layers that read the same input, as one `few_token_linear` whose columns are shared out.
+    """Small linear layers that read the same input, as one whose columns are shared out.
 
     Their weights are copied side by side at the first call, and again whenever they have changed. What goes past
     autograd's count of changes (`weight.data.mul_`, another process) is noticed by the next JointLinear only. Measured
@@ -101,7 +116,7 @@ class JointLinear:
             self.weight = torch.cat([weight.detach() for weight in self.weights])
             self.bias = torch.cat([bias.detach() for bias in self.biases]) if self.biases else None
             self.copied = state
-        return few_token_linear(x, self.weight, self.bias).split(self.widths, dim=-1)
+        return F.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
 
 
 def joint_linear(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:

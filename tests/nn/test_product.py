@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llm.nn import product
-from llm.nn.product import FEW, MANY, JointLinear, can_join, few_token_linear, joint_linear
+from llm.nn.product import FEW, MANY, FewTokenLinear, JointLinear, can_join, joint_linear
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def test_it_is_linear(outputs: int, rows: int, has_bias: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(outputs, 12, generator=generator), torch.randn(rows, 1, 12, generator=generator)
     bias = torch.randn(outputs, generator=generator) if has_bias else None
-    found = few_token_linear(x, weight, bias)
+    found = FewTokenLinear(weight, bias)(x)
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert found.shape == (rows, 1, outputs) and found.is_contiguous()
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
@@ -35,17 +35,36 @@ def test_bands_are_used_where_they_help_only(monkeypatch: pytest.MonkeyPatch) ->
     calls = []
     monkeypatch.setattr(torch, "bmm", lambda *pair: calls.append(pair) or torch.baddbmm(torch.zeros(1), *pair, beta=0))
     weight = torch.ones(16, 4)
-    few_token_linear(torch.ones(1, 1, 4), weight)
+    FewTokenLinear(weight)(torch.ones(1, 1, 4))
     (bands, column), = calls
     assert bands.shape == (8, 2, 4)
     assert column.stride() == (0, 1, 4)   # with (0, 1, 1) the product takes twice as long
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    few_token_linear(torch.ones(3, 1, 4), weight)   # one core gains nothing with so many
-    few_token_linear(torch.ones(1, 1, 4, dtype=torch.bfloat16), weight.bfloat16())
-    few_token_linear(torch.ones(1, 1, 4), torch.ones(4, 16).t())
+    FewTokenLinear(weight)(torch.ones(3, 1, 4))   # one core gains nothing with so many
+    FewTokenLinear(weight.bfloat16())(torch.ones(1, 1, 4, dtype=torch.bfloat16))
+    FewTokenLinear(torch.ones(4, 16).t())(torch.ones(1, 1, 4))
     monkeypatch.setattr(product, "SMALL", 65)
-    few_token_linear(torch.ones(1, 1, 4), weight)
+    FewTokenLinear(weight)(torch.ones(1, 1, 4))
     assert len(calls) == 1
+
+
+def test_another_tensor_in_the_place_of_a_weight_is_the_one_that_counts() -> None:
+    layer, x = nn.Linear(12, 16), torch.randn(1, 1, 12)
+    product = FewTokenLinear(layer.weight, layer.bias)
+
+    def agree() -> None:
+        torch.testing.assert_close(product(x), layer(x), rtol=0, atol=1e-5)
+
+    with torch.no_grad():
+        agree()
+        layer.weight.mul_(3)   # in place
+        agree()
+        layer.weight.data = torch.randn(16, 12)
+        layer.bias.data = torch.randn(16)
+        agree()
+        layer.double()   # whose products are not cut
+        x = x.double()
+        assert torch.equal(product(x), layer(x))
 
 
 def layers(*, biases: tuple[bool, bool, bool] = (True, True, True)) -> list[nn.Linear]:
