@@ -267,12 +267,12 @@ class Attention(nn.Module):
         if plan is None:
             plan = plan_attention(x.shape[1], device=x.device)
         if plan.places is None:
-            q, k, v = joint_linear(x, (self.q_proj, self.k_proj, self.v_proj))   # (B, T, H D or G D)
+            q, k, v = joint_linear(x, (self.q_proj, self.k_proj, self.v_proj), width=self.head_dim)
         else:
-            q, k, v = self.q_proj(take_places(x, plan.places)), self.k_proj(x), self.v_proj(x)
-        q = self.q_norm(q.unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, H, T or 1, D)
-        k = self.k_norm(k.unflatten(-1, (-1, self.head_dim))).transpose(1, 2)   # (B, G, T, D)
-        v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)   # (B, G, T, D)
+            [q] = joint_linear(take_places(x, plan.places), (self.q_proj,), width=self.head_dim)
+            k, v = joint_linear(x, (self.k_proj, self.v_proj), width=self.head_dim)
+        q = self.q_norm(q).transpose(1, 2)   # (B, H, T or 1, D)
+        k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)   # (B, G, T, D)
         if rope is not None:
             cos, sin = rope
             k = apply_rope(k, cos, sin)

@@ -119,7 +119,7 @@ class JointLinear:
         return F.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
 
 
-def joint_linear(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
+def joint_linear(x: Tensor, layers: Sequence[nn.Module], *, width: int) -> Sequence[Tensor]:
     """What each of a few layers makes of the same input; small linear ones learn on a CPU by one product.
 
     Forward, backward and optimizer of a GPT with 64, 128 and 256 wide attention in float32, measured with two cores:
@@ -130,24 +130,25 @@ def joint_linear(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
         x: (..., in).
         layers: of the same input width. Any that is no plain `nn.Linear`, has hooks, is large, or differs from the
             others in having a bias is called as it is, and so are all when no gradient is wanted.
+        width: of a head; cut here, so that the backward puts the heads' gradients together without copying them first.
 
     Returns:
-        (..., out) of each layer; parts of one tensor where they were joined.
+        (..., out / width, width) of each layer; parts of one tensor where they were joined.
 
     Example:
         >>> q, k = nn.Linear(16, 32), nn.Linear(16, 16)
-        >>> for_q, for_k = joint_linear(torch.ones(3, 16), [q, k])
-        >>> torch.allclose(for_q, q(torch.ones(3, 16)), atol=1e-5), for_k.shape
-        (True, torch.Size([3, 16]))
+        >>> for_q, for_k = joint_linear(torch.ones(3, 16), [q, k], width=8)
+        >>> torch.allclose(for_q.flatten(1), q(torch.ones(3, 16)), atol=1e-5), for_k.shape
+        (True, torch.Size([3, 2, 8]))
     """
     linears = [layer for layer in layers if type(layer) is nn.Linear and not has_hooks(layer)]
     biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-    if (not torch.is_grad_enabled() or x.device.type != "cpu" or len(linears) < len(layers)
-            or len(biases) not in (0, len(linears)) or sum(linear.weight.numel() for linear in linears) > LEARN):
-        return [layer(x) for layer in layers]
-    weight = torch.cat([linear.weight for linear in linears])
-    return F.linear(x, weight, torch.cat(biases) if biases else None).split([len(linear.weight) for linear in linears],
-                                                                            dim=-1)
+    is_joint = (torch.is_grad_enabled() and x.device.type == "cpu" and 1 < len(linears) == len(layers)
+                and len(biases) in (0, len(linears)) and sum(linear.weight.numel() for linear in linears) <= LEARN)
+    if not is_joint:
+        return [layer(x).unflatten(-1, (-1, width)) for layer in layers]
+    joint = F.linear(x, torch.cat([linear.weight for linear in linears]), torch.cat(biases) if biases else None)
+    return joint.unflatten(-1, (-1, width)).split([len(linear.weight) // width for linear in linears], dim=-2)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -165,10 +165,10 @@ def test_layers_that_learn_jointly_learn_what_each_would(has_bias: bool, monkeyp
     three = learning(has_bias=has_bias)
     parameters = [parameter for layer in three for parameter in layer.parameters()]
     x = torch.randn(3, 5, 16, requires_grad=True)
-    wanted = [layer(x) for layer in three]
+    wanted = [layer(x).unflatten(-1, (-1, 8)) for layer in three]
     gradients = torch.autograd.grad(sum(part.square().sum() for part in wanted), [x, *parameters])   # type: ignore[arg-type]
     calls = count_products(monkeypatch)
-    found = joint_linear(x, three)
+    found = joint_linear(x, three, width=8)
     assert len(calls) == 1
     torch.testing.assert_close(list(found), wanted)
     torch.testing.assert_close(
@@ -212,11 +212,11 @@ def test_what_is_not_plain_and_small_is_called_as_it_is(
     three, seen = learning(), list[object]()
     change(three, seen)
     x = torch.randn(2, 16, requires_grad=True)
-    wanted = [layer(x) for layer in three]
+    wanted = [layer(x).unflatten(-1, (-1, 8)) for layer in three]
     sum(part.sum() for part in wanted).backward()   # type: ignore[union-attr]
     already = len(seen)
     calls = count_products(monkeypatch)
-    found = joint_linear(x, three)
+    found = joint_linear(x, three, width=8)
     sum(part.sum() for part in found).backward()   # type: ignore[union-attr]
     assert len(calls) == 3 and len(seen) == 2 * already
     for part, expected in zip(found, wanted, strict=True):
@@ -227,5 +227,5 @@ def test_nothing_is_joined_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -
     three, x = learning(), torch.randn(2, 16)
     calls = count_products(monkeypatch)
     with torch.no_grad():
-        joint_linear(x, three)
+        joint_linear(x, three, width=8)
     assert len(calls) == 3
