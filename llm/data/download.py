@@ -16,7 +16,7 @@ import os
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -31,13 +31,14 @@ DATA = Path("data")
 STALL_S = 30.0       # after so long without a byte a connection is given up
 
 
-def resolve(name: str, *, kind: Kind | None = None, folder: Path = DATA) -> Path:
+def resolve(name: str, *, kind: Kind | None = None, folder: Path = DATA, others: Sequence[str] = ()) -> Path:
     """The path that a person means: an existing one, else the named set's, which is fetched if it is not there yet.
 
     Args:
         name: a path or a name of the registry.
         kind: what the caller can read; sets of another kind are refused before anything is fetched.
         folder: where the sets lie.
+        others: names that the caller knows besides, to be told to whoever misspells one.
 
     Raises:
         ValueError: if it is neither, with the nearest names, or a set of another kind.
@@ -50,9 +51,9 @@ def resolve(name: str, *, kind: Kind | None = None, folder: Path = DATA) -> Path
         return fetch(name, folder)
     if name in REGISTRY:
         raise ValueError(f"{name}: this data set is {REGISTRY[name].kind}, and {kind} is needed; "
-                         f"choose from {', '.join(fitting)}, or give a path")
+                         f"choose from {', '.join([*others, *fitting])}, or give a path")
     raise ValueError(f"{name}: there is no such file or folder, nor a data set of this name; "
-                     f"{did_you_mean(name, fitting)}")
+                     f"{did_you_mean(name, [*others, *fitting])}")
 
 
 def own_validation(name: str, folder: Path = DATA) -> Path | None:

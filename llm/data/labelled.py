@@ -74,7 +74,8 @@ def read_labelled(path: Path, columns: Columns) -> Labelled:
     """
     suffix = path.suffix.lower()
     if suffix not in LABELLED_SUFFIXES:
-        raise ValueError(f"{path}: labelled texts are read from {', '.join(LABELLED_SUFFIXES)}, not from "
+        raise ValueError(f"{path}: {'labelled texts' if columns.label else 'texts'} are read from "
+                         f"{', '.join(LABELLED_SUFFIXES)}, not from "
                          f"{suffix or 'a file without a suffix'}; rename or convert it")
     if not path.is_file():
         raise ValueError(f"{path} is no file; name one that ends in {' or '.join(LABELLED_SUFFIXES)}")

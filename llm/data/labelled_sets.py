@@ -186,7 +186,7 @@ def _from_name(config: LabelledConfig) -> Parts:
         return split(Labelled([row["text"] for row in made], [row["label"] for row in made], places), config)
     if config.data == SMS_BALANCED:
         return book_split(resolve(SMS, kind="labelled"))
-    path = resolve(config.data, kind="labelled")
+    path = resolve(config.data, kind="labelled", others=(TINYWORLD, SMS_BALANCED))
     return split(read_labelled(path, SMS_COLUMNS if config.data == SMS else config.columns), config)
 
 

@@ -45,17 +45,18 @@ def parse(argv: Sequence[str] | None = None) -> ClassifyConfig:
     if "--train-file" in asked and "--data" not in asked:
         argv += ["--data", TINYWORLD]   # the default: files of one's own replace the data that a preset names
 
-    def read(choose: Callable[[str], Mapping[str, Any]]) -> ClassifyConfig:
-        return load(ClassifyConfig, argv, prog="python -m llm.tasks.classify", choose_model=choose,
+    def read(words: list[str], choose: Callable[[str], Mapping[str, Any]]) -> ClassifyConfig:
+        return load(ClassifyConfig, words, prog="python -m llm.tasks.classify", choose_model=choose,
                     resume_file=lambda name: find_run("classify", name) / "run.toml")
 
-    config = read(choose_model)
-    if config.predict is not None:
+    plain = [word for word in argv if word not in ("-h", "--help")]
+    config = read(plain, choose_model)
+    is_training = config.predict is None
+    is_made, is_lora = is_training and config.data.is_made, is_training and config.objective.tune == "lora"
+    if is_made or is_lora or plain != argv:   # which have other recipes, of which --help tells, and ends
+        config = read(argv, lambda name: choose_model(name, is_made=is_made, is_lora=is_lora))
+    if not is_training:
         check_prediction(config, asked)
-        return config
-    is_made, is_lora = config.data.is_made, config.objective.tune == "lora"
-    if is_made or is_lora:   # which only now is known, and has another recipe
-        return read(lambda name: choose_model(name, is_made=is_made, is_lora=is_lora))
     return config
 
 

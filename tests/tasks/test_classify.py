@@ -308,7 +308,7 @@ def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
     (["--folds", "2", "--test-fraction", "0.3"], "test_fraction=0.3 has no effect, as each of --folds is tested on"),
     (["--predict", " ", "--model", "base"], "--predict is empty"),
     (["--predict", "hi", "--model", "base"], "holds no classifier"),
-    (["--predict", "rows.md", "--model", "base"], "rows.md: labelled texts are read from .csv, .tsv, .jsonl, .parquet"),
+    (["--predict", "rows.md", "--model", "base"], "rows.md: texts are read from .csv, .tsv, .jsonl, .parquet"),
     (["--predict", "hi " * 5000, "--model", "base"], "holds no classifier"),
     (["--positive", "eggs"], "--positive eggs is not one of the labels ham, spam"),
     (["--tune", "last-0"], "tune='last-0' is not one of head"),
@@ -326,7 +326,8 @@ def test_only_what_is_tuned_changes(tune: str, learning: list[str]) -> None:
     (["--context", "0"], "context=0 must be at least 1"),
     (["--warm-up", "-1"], "warm_up=-1 must be at least 0"),
     (["--label-smoothing", "1"], "label_smoothing=1.0 must lie in"),
-    (["--data", "nowhere.csv"], "there is no such file or folder, nor a data set of this name"),
+    (["--data", "nowhere.csv"], "no such file or folder, nor a data set of this name; choose from tinyworld-spam, sms"),
+    (["--data", "sms-spam-balancd"], "nor a data set of this name; did you mean 'sms-spam-balanced'"),
 ])
 def test_what_cannot_be_done_says_why(argv: list[str], message: str) -> None:
     config = llm.QwenConfig(**{**vars(TINY_MODELS["llama"]), "vocab_size": 257})

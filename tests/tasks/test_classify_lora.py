@@ -182,6 +182,21 @@ def test_adapters_are_trained_with_larger_steps_unless_told_otherwise() -> None:
     assert classify.parse([*start, "--config", "mine.toml"]).train.lr == 0.5
 
 
+@pytest.mark.parametrize(("argv", "rate", "epochs"), [
+    ([], "0.003", "1"), (["--data", "rows.csv"], "0.003", "10"), (["--predict", "hi"], "0.003", "10"),
+    (["--model", "base", "--data", "rows.csv"], "0.0002", "4"),
+    (["--model", "base", "--data", "rows.csv", "--tune", "lora"], "0.0003", "4")])
+def test_help_tells_the_settings_that_the_other_flags_bring(
+    argv: list[str], rate: str, epochs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        classify.parse([*argv, "--help"])
+    assert stop.value.code == 0
+    shown = " ".join(word for word in capsys.readouterr().out.split() if word != "│")
+    assert f"--lr FLOAT Peak learning rate. (default: {rate})" in shown
+    assert f"Passes over the data, instead of --steps. (default: {epochs})" in shown
+
+
 @pytest.mark.parametrize(("argv", "message"), [
     (["--tune", "head", "--lora-rank", "4"], "lora_rank=4 has no effect with tune=head; leave it out, or choose"),
     (["--tune", "all", "--lora-targets", "q_proj"], r"lora_targets=\('q_proj',\) has no effect with tune=all"),
