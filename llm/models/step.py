@@ -21,7 +21,7 @@ from llm.models.decoder import Block, Decoder
 from llm.nn import Attention, GeluMLP, KVCache, LayerNorm, RMSNorm, SwiGLU, fused_attention, plan_attention
 from llm.nn.attention import AttentionPlan
 from llm.nn.cache import LayerCache
-from llm.nn.product import FewTokenLinear, JointLinear, can_join, has_hooks
+from llm.nn.product import JointLinear, can_join, few_token_linear, is_more_than_forward
 
 Part = Callable[[Tensor], Tensor]
 Tables = tuple[Tensor, Tensor] | None
@@ -55,7 +55,7 @@ def step_of(model: Decoder) -> Step | None:
     if len(weights) > 1 or type(model).forward is not Decoder.forward or any(map(_is_special, model.modules())):
         return None
     layers = [_block(block) for block in model.blocks]
-    final_norm, head, window = _norm(model.final_norm), FewTokenLinear(model.head_weight), model.config.window
+    final_norm, head, window = _norm(model.final_norm), model.head_weight, model.config.window
     dtype = weights.pop()
 
     def step(ids: Tensor, positions: Tensor | None, cache: KVCache) -> Tensor:
@@ -71,14 +71,14 @@ def step_of(model: Decoder) -> Step | None:
         for layer, layer_cache in zip(layers, cache.layers, strict=True):
             hidden = layer(hidden, plan, rope, layer_cache)
         cache.length += 1
-        return head(final_norm(hidden))[:, 0]
+        return few_token_linear(final_norm(hidden), head)[:, 0]
 
     return step
 
 
 def _is_special(module: nn.Module) -> bool:
-    """Whether something would be missed if the module were not called: hooks, `compile()`, training's dropout."""
-    return has_hooks(module) or (isinstance(module, nn.Dropout) and module.training and module.p > 0)
+    """Whether something would be missed if the module were not called."""
+    return is_more_than_forward(module) or (isinstance(module, nn.Dropout) and module.training and module.p > 0)
 
 
 def _block(block: nn.Module) -> Layer:
@@ -174,5 +174,6 @@ def _linears(*linears: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:
 
 def _linear(linear: nn.Module) -> Part:
     if type(linear) is nn.Linear:
-        return FewTokenLinear(linear.weight, linear.bias)
+        weight, bias = linear.weight, linear.bias
+        return lambda x: few_token_linear(x, weight, bias)
     return linear

@@ -269,7 +269,7 @@ class Attention(nn.Module):
         if plan.places is None:
             q, k, v = joint_linear(x, (self.q_proj, self.k_proj, self.v_proj), width=self.head_dim)
         else:
-            [q] = joint_linear(take_places(x, plan.places), (self.q_proj,), width=self.head_dim)
+            q = self.q_proj(take_places(x, plan.places)).unflatten(-1, (-1, self.head_dim))
             k, v = joint_linear(x, (self.k_proj, self.v_proj), width=self.head_dim)
         q = self.q_norm(q).transpose(1, 2)   # (B, H, T or 1, D)
         k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)   # (B, G, T, D)

@@ -14,63 +14,54 @@ from typing import TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules.module import _has_any_global_hook
 
 FEW, MANY = 4, 64   # tokens: up to FEW the bands stand left in the product; beyond MANY the usual way is as fast
 SMALL = 2**17       # numbers in a weight: up to there it stays in the caches, and the call costs more than the reading
 JOINT = 2**21       # numbers in all weights of layers that are multiplied at once: 4 MB that are held twice
-LEARN = 2**18       # the same while they learn, from many tokens at a time
+LEARN = 2**18       # the same while they learn, in float32 and from many tokens at a time
 
 
-class FewTokenLinear:
+def few_token_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` for the one token of each of a few rows; in float32 on a CPU the same sums in bands.
 
-    How the weight is cut is worked out at the first call, and again when another tensor has taken its place. Measured
-    with two cores of an AMD EPYC, 1,408 x 512 weights that are in no cache: 109 against 303 microseconds for one token,
-    259 against 462 for 8. With one core only one token and two gain: 148 against 295, 179 against 448. Low precision
-    and other devices have better kernels of their own.
+    Measured with two cores of an AMD EPYC, 1,408 x 512 weights that are in no cache: 109 against 303 microseconds for
+    one token, 259 against 462 for 8. With one core only one token and two gain: 148 against 295, 179 against 448. Low
+    precision and other devices have better kernels of their own. A small model calls this some sixty times for a token,
+    so one row is spared what several need.
 
     Args:
+        x: (B, 1, in).
         weight: (out, in).
         bias: (out,) or None.
 
+    Returns:
+        (B, 1, out).
+
     Example:
         >>> weight, x = torch.randn(512, 256), torch.randn(2, 1, 256)
-        >>> torch.allclose(FewTokenLinear(weight)(x), F.linear(x, weight), atol=1e-4)
+        >>> torch.allclose(few_token_linear(x, weight), F.linear(x, weight), atol=1e-4)
         True
     """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        self.weight = weight
-        self.bias = bias
-        self.place: int | None = None   # in memory, of the weight that was cut
-        self.bands, self.count = weight, 1
-        self.most = 0   # so many rows are multiplied in bands
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, 1, in) -> (B, 1, out); without gradients."""
-        weight, bias, rows = self.weight, self.bias, x.shape[0]
-        if weight.data_ptr() != self.place:
-            self._cut()
-        if rows > self.most:
-            return F.linear(x, weight, bias)
-        bands, count = self.bands, self.count
-        if rows > FEW:
-            product = torch.bmm(x.view(1, rows, -1).expand(count, -1, -1), bands.mT)   # (bands, B, out / bands)
-            product = product.transpose(0, 1).reshape(rows, 1, -1).contiguous()
-            return product if bias is None else product + bias
-        columns = (x if rows == 1 else x.view(1, rows, -1)).mT.expand(count, -1, -1)   # (bands, in, B)
-        product = (torch.bmm(bands, columns) if bias is None else
-                   torch.baddbmm(bias.view(count, -1, 1), bands, columns))   # (bands, out / bands, B)
-        return product.view(1, 1, -1) if rows == 1 else product.view(1, -1, rows).permute(2, 0, 1).contiguous()
-
-    def _cut(self) -> None:
-        weight = self.weight.detach()
-        self.place, self.count = weight.data_ptr(), num_bands(len(weight))
-        is_slow = weight.is_cpu and weight.dtype == torch.float32 and weight.numel() >= SMALL
-        self.most = 0
-        if is_slow and self.count > 1 and weight.is_contiguous():
-            self.most = MANY if torch.get_num_threads() > 1 else 2
-            self.bands = weight.view(self.count, -1, weight.shape[1])
+    is_slow = (weight.is_cpu and weight.dtype is torch.float32 and weight.numel() >= SMALL and weight.is_contiguous())
+    if not is_slow:
+        return F.linear(x, weight, bias)
+    rows, (outputs, width) = x.shape[0], weight.shape
+    count = num_bands(outputs)
+    if count == 1 or not 0 < rows <= (MANY if torch.get_num_threads() > 1 else 2):
+        return F.linear(x, weight, bias)
+    bands = weight.view(count, -1, width)
+    if rows > FEW:
+        product = torch.bmm(x.view(1, rows, width).expand(count, -1, -1), bands.mT)   # (bands, B, out / bands)
+        product = product.transpose(0, 1).reshape(rows, 1, outputs).contiguous()
+        return product if bias is None else product + bias
+    tokens = x if rows == 1 else x.view(1, rows, width)
+    columns = tokens.mT.expand(count, -1, -1)   # (bands, in, B); these strides matter, see the test
+    product = (torch.bmm(bands, columns) if bias is None else
+               torch.baddbmm(bias.view(count, -1, 1), bands, columns))   # (bands, out / bands, B)
+    return (product.view(1, 1, outputs) if rows == 1 else
+            product.view(1, outputs, rows).permute(2, 0, 1).contiguous())
 
 
 @cache
@@ -120,20 +111,20 @@ class JointLinear:
 
 
 def joint_linear(x: Tensor, layers: Sequence[nn.Module], *, width: int) -> Sequence[Tensor]:
-    """What each of a few layers makes of the same input; small linear ones learn on a CPU by one product.
+    """What each of a few layers makes of the same input; small linear ones learn in float32 on a CPU by one product.
 
-    Forward, backward and optimizer of a GPT with 64, 128 and 256 wide attention in float32, measured with two cores:
-    1.05, 1.03 and 1.02 times as fast; 384 wide it is slower. Nothing is remembered: the weights are put side by side at
-    each call, and gradients find their way back.
+    Whole steps of a GPT whose attention is 64, 128 and 256 wide, measured with two cores: 1.05, 1.03 and 1.02 times as
+    fast; 384 wide they were slower. Nothing is remembered: the weights are put side by side at each call, and gradients
+    find their way back.
 
     Args:
         x: (..., in).
-        layers: of the same input width. Any that is no plain `nn.Linear`, has hooks, is large, or differs from the
-            others in having a bias is called as it is, and so are all when no gradient is wanted.
+        layers: of the same input width. They are joined if all are plain `nn.Linear`, all or none with a bias, all
+            learn, and have at most `LEARN` weights together; else each is called.
         width: of a head; cut here, so that the backward puts the heads' gradients together without copying them first.
 
     Returns:
-        (..., out / width, width) of each layer; parts of one tensor where they were joined.
+        (..., out / width, width) of each layer.
 
     Example:
         >>> q, k = nn.Linear(16, 32), nn.Linear(16, 16)
@@ -141,20 +132,30 @@ def joint_linear(x: Tensor, layers: Sequence[nn.Module], *, width: int) -> Seque
         >>> torch.allclose(for_q.flatten(1), q(torch.ones(3, 16)), atol=1e-5), for_k.shape
         (True, torch.Size([3, 2, 8]))
     """
-    linears = [layer for layer in layers if type(layer) is nn.Linear and not has_hooks(layer)]
-    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-    is_joint = (torch.is_grad_enabled() and x.device.type == "cpu" and 1 < len(linears) == len(layers)
-                and len(biases) in (0, len(linears)) and sum(linear.weight.numel() for linear in linears) <= LEARN)
-    if not is_joint:
-        return [layer(x).unflatten(-1, (-1, width)) for layer in layers]
-    joint = F.linear(x, torch.cat([linear.weight for linear in linears]), torch.cat(biases) if biases else None)
-    return joint.unflatten(-1, (-1, width)).split([len(linear.weight) // width for linear in linears], dim=-2)
+    if torch.is_grad_enabled() and x.is_cpu and x.dtype is torch.float32 and _learn_alike(layers):
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+        joint = F.linear(x, weight, bias).unflatten(-1, (-1, width))   # (..., all heads, width)
+        # unsafe: for autograd no views, so that whoever gets them may change them; nobody else holds `joint`
+        return torch.unsafe_split_with_sizes(joint, [len(layer.weight) // width for layer in layers], dim=-2)
+    return [layer(x).unflatten(-1, (-1, width)) for layer in layers]
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something would be missed if the module were not called: hooks, or `compile()`."""
+def _learn_alike(layers: Sequence[nn.Module]) -> TypeGuard[Sequence[nn.Linear]]:
+    known = (nn.Parameter, FakeTensor)   # no quantised ones; fake ones stand for real ones where memory is predicted
+    linears = [layer for layer in layers if type(layer) is nn.Linear and not is_more_than_forward(layer)]
+    tensors = [tensor for linear in linears for tensor in (linear.weight, linear.bias) if tensor is not None]
+    return (len(linears) == len(layers) and len(tensors) in (len(linears), 2 * len(linears))
+            and all(type(tensor) in known and tensor.requires_grad for tensor in tensors)
+            and {tensor.dtype for tensor in tensors} == {torch.float32}
+            and sum(linear.weight.numel() for linear in linears) <= LEARN)
+
+
+def is_more_than_forward(module: nn.Module) -> bool:
+    """Whether something would be missed if only the `forward` of its class ran: hooks, `compile()`, another forward."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                or module._backward_pre_hooks or module._compiled_call_impl is not None)
+                or module._backward_pre_hooks or module._compiled_call_impl is not None
+                or "forward" in vars(module) or _has_any_global_hook())
 
 
 def can_join(layers: Sequence[nn.Module]) -> TypeGuard[Sequence[nn.Linear]]:

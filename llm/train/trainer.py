@@ -113,8 +113,6 @@ class Trainer:
         warmup_steps(config, self.total_steps)   # complains now rather than at the first step
         self.world.agree("how much there is to do", {"steps": self.total_steps, **self._order(0)})
         self.optimizers = build_optimizers(self.model, config)
-        # listed once: to walk through all modules several times takes a hundredth of a small model's step
-        self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.world.precision == "fp16")
         self.store = CheckpointStore(self.folder / "checkpoints", keep=config.keep) if self.folder else None
         if config.activation_checkpointing:
@@ -195,8 +193,7 @@ class Trainer:
             self.state.skipped_in_a_row = 0
         if weight:
             self.scaler.update()
-        for parameter in self.trainable:
-            parameter.grad = None
+        self.model.zero_grad(set_to_none=True)
         self.world.share(self.model.buffers())   # running statistics, which each process has taken of its own share
 
         num_tokens = self.loader.num_tokens(state.epoch, state.place)
@@ -344,10 +341,13 @@ class Trainer:
         """The gradient's norm; afterwards it is no longer than `clip`."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        gradients = [parameter.grad for parameter in self.trainable if parameter.grad is not None]
+        # asked of the optimizers: a walk through all modules costs a small model half a percent of its step
+        moved = [parameter for optimizer in self.optimizers for group in optimizer.param_groups
+                 for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if 0 < self.config.clip < norm:   # else nothing is to be multiplied
-            nn.utils.clip_grads_with_norm_(self.trainable, self.config.clip, norm)
+            nn.utils.clip_grads_with_norm_(moved, self.config.clip, norm)
         return float(norm)
 
     def _skip(self, row: dict[str, Any], weight: float, loss_sum: float, norm: float | None) -> dict[str, Any]:

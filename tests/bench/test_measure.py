@@ -86,7 +86,7 @@ def test_rates_count_the_work_and_divide_by_the_time(monkeypatch: pytest.MonkeyP
         name: Timing((program() is None or 0.5,)) for name, program in programs.items()})   # runs it: half a second
     assert matmul_rate(WATCH, "fp32") == 2 * 16**3 / 0.5
     read_bytes = []
-    monkeypatch.setattr(measure, "FewTokenLinear", lambda weight: lambda x: read_bytes.append(weight.nbytes))
+    monkeypatch.setattr(measure, "few_token_linear", lambda x, weight: read_bytes.append(weight.nbytes))
     read, num_bytes = stream(CPU, "fp32", products=3)
     read()
     assert num_bytes == sum(read_bytes) == 3 * 2**16

@@ -1,14 +1,15 @@
 """Laws of the product for a few tokens: what `F.linear` gives, whichever way it is worked out."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llm.nn import product
-from llm.nn.product import FEW, MANY, FewTokenLinear, JointLinear, can_join, joint_linear
+from llm.nn import Attention, product
+from llm.nn.product import FEW, MANY, JointLinear, can_join, few_token_linear, joint_linear
 
 
 @pytest.fixture(autouse=True)
@@ -19,13 +20,13 @@ def _everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("outputs", [8, 24, 29, 31 * 9, 37])   # 37 has no bands
-@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1, MANY, MANY + 1])
+@pytest.mark.parametrize("rows", [0, 1, 2, FEW, FEW + 1, MANY, MANY + 1])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_it_is_linear(outputs: int, rows: int, has_bias: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(outputs, 12, generator=generator), torch.randn(rows, 1, 12, generator=generator)
     bias = torch.randn(outputs, generator=generator) if has_bias else None
-    found = FewTokenLinear(weight, bias)(x)
+    found = few_token_linear(x, weight, bias)
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert found.shape == (rows, 1, outputs) and found.is_contiguous()
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
@@ -35,36 +36,18 @@ def test_bands_are_used_where_they_help_only(monkeypatch: pytest.MonkeyPatch) ->
     calls = []
     monkeypatch.setattr(torch, "bmm", lambda *pair: calls.append(pair) or torch.baddbmm(torch.zeros(1), *pair, beta=0))
     weight = torch.ones(16, 4)
-    FewTokenLinear(weight)(torch.ones(1, 1, 4))
+    few_token_linear(torch.ones(1, 1, 4), weight)
     (bands, column), = calls
     assert bands.shape == (8, 2, 4)
     assert column.stride() == (0, 1, 4)   # with (0, 1, 1) the product takes twice as long
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    FewTokenLinear(weight)(torch.ones(3, 1, 4))   # one core gains nothing with so many
-    FewTokenLinear(weight.bfloat16())(torch.ones(1, 1, 4, dtype=torch.bfloat16))
-    FewTokenLinear(torch.ones(4, 16).t())(torch.ones(1, 1, 4))
+    few_token_linear(torch.ones(3, 1, 4), weight)   # one core gains nothing with so many
+    few_token_linear(torch.ones(1, 1, 4, dtype=torch.bfloat16), weight.bfloat16())
+    few_token_linear(torch.ones(1, 1, 4), torch.ones(4, 16).t())
+    few_token_linear(torch.ones(1, 1, 4, device="meta"), weight.to("meta"))
     monkeypatch.setattr(product, "SMALL", 65)
-    FewTokenLinear(weight)(torch.ones(1, 1, 4))
+    few_token_linear(torch.ones(1, 1, 4), weight)
     assert len(calls) == 1
-
-
-def test_another_tensor_in_the_place_of_a_weight_is_the_one_that_counts() -> None:
-    layer, x = nn.Linear(12, 16), torch.randn(1, 1, 12)
-    product = FewTokenLinear(layer.weight, layer.bias)
-
-    def agree() -> None:
-        torch.testing.assert_close(product(x), layer(x), rtol=0, atol=1e-5)
-
-    with torch.no_grad():
-        agree()
-        layer.weight.mul_(3)   # in place
-        agree()
-        layer.weight.data = torch.randn(16, 12)
-        layer.bias.data = torch.randn(16)
-        agree()
-        layer.double()   # whose products are not cut
-        x = x.double()
-        assert torch.equal(product(x), layer(x))
 
 
 def layers(*, biases: tuple[bool, bool, bool] = (True, True, True)) -> list[nn.Linear]:
@@ -183,8 +166,36 @@ def a_hook_before(three: list[nn.Module], seen: list[object]) -> None:
     three[0].register_forward_pre_hook(lambda *call: seen.append(call))
 
 
+def a_hook_before_the_backward(three: list[nn.Module], seen: list[object]) -> None:
+    three[0].register_full_backward_pre_hook(lambda *call: seen.append(call))
+
+
 def a_hook_behind(three: list[nn.Module], seen: list[object]) -> None:
     three[2].register_full_backward_hook(lambda *call: seen.append(call))
+
+
+def a_forward_of_its_own(three: list[nn.Module], seen: list[object]) -> None:
+    forward = three[1].forward
+    three[1].forward = lambda x: seen.append(x) or 2 * forward(x)   # type: ignore[method-assign, func-returns-value]
+
+
+def a_weight_that_is_frozen(three: list[nn.Module], seen: list[object]) -> None:
+    three[0].weight.requires_grad_(False)   # its gradient would be computed in vain
+
+
+class Scaled(torch.Tensor):
+    """A weight that means something else than it holds, such as a quantised one."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.__name__ == "linear":
+            x, weight, bias = args
+            return 2 * (x @ weight.detach().as_subclass(torch.Tensor).T + bias)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def a_weight_of_another_kind(three: list[nn.Module], seen: list[object]) -> None:
+    three[1].weight = nn.Parameter(torch.randn(16, 16).as_subclass(Scaled))
 
 
 def no_bias_in_one(three: list[nn.Module], seen: list[object]) -> None:
@@ -204,8 +215,9 @@ def a_large_layer(three: list[nn.Module], seen: list[object]) -> None:
     three[0] = nn.Linear(16, product.LEARN // 16)
 
 
-@pytest.mark.parametrize("change", [a_hook, a_hook_before, a_hook_behind, no_bias_in_one, a_layer_of_another_kind,
-                                    a_large_layer])
+@pytest.mark.parametrize("change", [
+    a_hook, a_hook_before, a_hook_before_the_backward, a_hook_behind, a_forward_of_its_own, a_weight_that_is_frozen,
+    a_weight_of_another_kind, no_bias_in_one, a_layer_of_another_kind, a_large_layer])
 def test_what_is_not_plain_and_small_is_called_as_it_is(
     change: Callable[[list[nn.Module], list[object]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,9 +235,39 @@ def test_what_is_not_plain_and_small_is_called_as_it_is(
         assert torch.equal(part, expected)
 
 
-def test_nothing_is_joined_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_of_all_modules_hears_of_each() -> None:
+    seen: list[nn.Module] = []
+    with nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module)):
+        three = learning()
+        joint_linear(torch.randn(2, 16), three, width=8)
+    assert seen == three
+
+
+@pytest.mark.parametrize("change", ["no gradient", "bf16", "another device"])
+def test_nothing_is_joined_where_it_does_not_help(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     three, x = learning(), torch.randn(2, 16)
+    if change == "another device":
+        three, x = [layer.to("meta") for layer in three], x.to("meta")
     calls = count_products(monkeypatch)
-    with torch.no_grad():
+    if change == "bf16":
+        three, x = [layer.bfloat16() for layer in three], x.bfloat16()
+    with torch.set_grad_enabled(change != "no gradient"):
         joint_linear(x, three, width=8)
     assert len(calls) == 3
+
+
+def test_what_was_joined_may_be_changed_in_place() -> None:
+    three, x = learning(), torch.randn(2, 16)
+    q, k, _ = joint_linear(x, three, width=8)
+    q.mul_(2)
+    (q.sum() + k.sum()).backward()
+    torch.testing.assert_close(three[0].weight.grad, 2 * x.sum(0).expand(32, 16))
+    torch.testing.assert_close(three[1].weight.grad, x.sum(0).expand(16, 16))
+    assert not three[2].weight.grad.any()
+
+
+def test_attention_learns_by_two_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = Attention(dim=16, num_heads=4, num_kv_heads=2, use_qkv_bias=True)
+    calls = count_products(monkeypatch)
+    attention(torch.randn(2, 3, 16))
+    assert len(calls) == 2   # q, k and v; and out
